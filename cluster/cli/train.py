@@ -25,6 +25,9 @@ def train(
     runs: Runs = "runs",
     address: Address = None,
     method: Method = None,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run of this name if it exists (for retried jobs).")
+    ] = False,
 ) -> None:
     """Start a run: train on Ray workers, with checkpoints evaluated while training goes on.
 
@@ -32,11 +35,15 @@ def train(
 
     Ctrl-C stops it at a checkpoint (a second one stops it at once); `boostlu resume` goes on.
     """
+    from sharding import storage
     from sharding.index import read_labels, read_split
     from trainer.config import load_config
     from trainer.registry import RunRegistry
 
     settings = load_config(config, overrides or [], method)
+    if go_on and storage.exists(storage.join(runs, settings.name, "run.json")):
+        _go_on(RunRegistry.open(storage.join(runs, settings.name)), settings, address)
+        return
     # What can be seen to be wrong is said before anything is started or written.
     index = read_split(settings.dataset.path, settings.dataset.train)
     read_labels(index, settings.dataset.labels)
@@ -64,6 +71,24 @@ def resume(
         return
     _say_where(registry)
     run_and_print(registry, address, take_over)
+
+
+def _go_on(registry: Any, settings: Any, address: str | None) -> None:
+    """Resume a run that was started with the same settings. A driver that died on another host leaves a lease that
+    nobody renews: a retried job waits until it has run out, and is refused when it does not."""
+    import socket
+    import time
+
+    from trainer.registry import LEASE_SECONDS, lease_is_alive
+
+    if registry.config() != settings:
+        raise UserError(f"{registry.url} was made with other settings", "choose another name: name=...")
+    deadline = time.monotonic() + LEASE_SECONDS + 5
+    while (lease := registry.lease()) is not None and lease_is_alive(lease):
+        if lease["host"] == socket.gethostname() or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    resume(registry.url, registry.url, address)
 
 
 def _say_where(registry: Any) -> None:
