@@ -15,12 +15,12 @@ from trainer.registry import RunRegistry
 
 
 @ray.remote(max_retries=0)
-def evaluate_task(run_url: str, manifest: Manifest, split: str) -> dict[str, Any]:
+def evaluate_task(run_url: str, manifest: Manifest, split: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """Evaluate one checkpoint in a process of its own, so that its death is nobody else's."""
     import torch
 
     registry = RunRegistry(run_url)
-    config = registry.config()
+    config = registry.config(list(overrides))
     torch.set_num_threads(config.evaluate.threads)
     return evaluate(registry, manifest, split, config)
 

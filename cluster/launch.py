@@ -15,10 +15,11 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import RayError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from cluster.coordinator import CoordinatorActor
+from cluster.network import HostsTorchConfig
 from sharding import storage
 from sharding.errors import UserError
 from trainer.checkpoint import Manifest
@@ -105,7 +106,7 @@ def _trainer(registry: RunRegistry, config: RunConfig, attempt: int, coordinator
     return TorchTrainer(
         _worker,
         train_loop_config={"run": registry.url, "attempt": attempt, "coordinator": coordinator},
-        torch_config=TorchConfig(backend="nccl" if config.workers.gpus else "gloo"),
+        torch_config=HostsTorchConfig(backend="nccl" if config.workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers.num,
             use_gpu=config.workers.gpus > 0,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.connection import explain, reach
 from sharding.errors import UserError
 
 #: Set before Ray starts, so that its processes inherit it; what the user set already stays.
@@ -42,6 +43,8 @@ def ray_cluster(address: str | None, cpus: float, gpus: float, verbose: bool = F
         os.environ.setdefault(key, value)
     if not address and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if address:
+        reach(address)
     import ray
 
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -57,10 +60,8 @@ def ray_cluster(address: str | None, cpus: float, gpus: float, verbose: bool = F
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(
-            f"cannot connect to Ray at {address}: {error}", "check --address and RAY_AUTH_TOKEN"
-        ) from error
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise explain(error, address) from error
     try:
         _check_resources(ray, cpus, gpus)
         yield

@@ -1,4 +1,4 @@
-"""``boostlu evaluate``: one checkpoint, one split, on this machine."""
+"""``boostlu evaluate``: one checkpoint, one split, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split of the dataset; default: the run's test split.")] = None,
     runs: Runs = "runs",
     output: Annotated[str | None, typer.Option(help="Also write the record to this JSON file.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Evaluate on a Ray cluster: its address, 'auto', or 'local' for one started here."),
+    ] = None,
 ) -> None:
     """Evaluate a checkpoint and print mAP and the average precision of each class.
 
@@ -32,10 +36,30 @@ def evaluate(
     manifest = choose_checkpoint(registry, checkpoint)
     split = split or settings.dataset.test or settings.dataset.validation
     classes = read_split(settings.dataset.path, split).dataset.classes
-    record = evaluate_checkpoint(registry, manifest, split, settings)
+    if ray is None:
+        record = evaluate_checkpoint(registry, manifest, split, settings)
+    else:
+        record = _evaluate_there(ray, registry, manifest, split, overrides or [])
     print_record(record, [c.name for c in classes])
     if output is not None:
         storage.write_json(output, record)
+
+
+def _evaluate_there(address: str, registry: Any, manifest: Any, split: str, overrides: list[str]) -> dict[str, Any]:
+    """Evaluate as a task of the cluster at ``address``, with the CPUs and GPUs that ``evaluate`` names."""
+    import ray
+
+    from cluster.coordinator import evaluate_task
+    from cluster.launch import root_cause
+    from cluster.local import ray_cluster
+
+    needs = registry.config(overrides).evaluate
+    with ray_cluster(None if address == "local" else address, needs.cpus, needs.gpus):
+        task = evaluate_task.options(num_cpus=needs.cpus, num_gpus=needs.gpus)
+        try:
+            return ray.get(task.remote(registry.url, manifest, split, tuple(overrides)))
+        except ray.exceptions.RayError as error:
+            raise root_cause(error) from error
 
 
 def choose_checkpoint(registry: Any, wanted: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,6 +20,9 @@ COMMANDS = {
     "shards": ("cluster.cli.shards", "app", "Build, verify and describe datasets of WebDataset shards."),
     "train": ("cluster.cli.train", "train", "Start a run."),
     "resume": ("cluster.cli.train", "resume", "Go on with a run that was stopped or died."),
+    "submit": ("cluster.cli.jobs", "submit", "Train on a Ray cluster from outside, as a job."),
+    "jobs": ("cluster.cli.jobs", "app", "List, follow and stop the jobs of a Ray cluster."),
+    "cluster": ("cluster.cli.cluster", "app", "Look at a Ray cluster."),
     "evaluate": ("cluster.cli.evaluate", "evaluate", "Evaluate a checkpoint of a run."),
     "explain": ("cluster.cli.explain", "explain", "Draw class-activation maps over an image."),
     "analyze": ("cluster.cli.analyze", "analyze", "Compare the explanations of two runs."),
@@ -31,6 +35,7 @@ COMMANDS = {
     "report": ("cluster.cli.report", "report", "Write one HTML page about one or more runs."),
     "checkpoints": ("cluster.cli.checkpoints", "app", "List, verify, prune and export a run's checkpoints."),
     "config": ("cluster.cli.config", "app", "Show or check a configuration."),
+    "deploy": ("cluster.cli.deploy", "app", "Write what runs a configuration on Compose, Kubernetes or a cloud."),
     "bench": ("cluster.cli.bench", "app", "Measure speed and memory against a peer in the same run."),
 }
 
@@ -72,11 +77,16 @@ def root() -> None:
 
 
 def main() -> None:
-    """Run the command line. A UserError becomes one line and exit status 2; ``--debug`` anywhere shows tracebacks."""
+    """Run the command line; ``--debug`` anywhere shows tracebacks."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    guarded(app, debug)
+
+
+def guarded(command: Callable[[], Any], debug: bool = False) -> None:
+    """Run ``command``: a UserError becomes one line and exit status 2, a stop 130, any other exception 1."""
     try:
-        app()
+        command()
     except UserError as error:
         if debug:
             raise

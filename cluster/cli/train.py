@@ -16,6 +16,8 @@ Method = Annotated[
     str | None,
     typer.Option("--method", help="YAML file laid over CONFIG, such as configs/methods/ll-ct-boostlu.yaml."),
 ]
+#: Seconds between the lines that tell a log where training is.
+LOG_SECONDS = 30.0
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Settings to change.")]
 
 
@@ -127,6 +129,8 @@ def check(settings: Any) -> None:
 def run_and_print(registry: Any, address: str | None, take_over: bool = False) -> None:
     """Drive the run with a progress bar; raises UserError or exits with 130 when it does not finish."""
     from cluster.local import ray_cluster
+    from cluster.preflight import check_cluster
+    from sharding.index import read_split
 
     settings = registry.config()
     workers, evaluator = settings.workers, settings.evaluate
@@ -134,6 +138,8 @@ def run_and_print(registry: Any, address: str | None, take_over: bool = False) -
     with ray_cluster(
         address, workers.num * workers.cpus + evaluator.cpus, workers.num * workers.gpus + evaluator.gpus
     ):
+        if address:
+            check_cluster(registry.url, settings, read_split(settings.dataset.path, settings.dataset.train))
         outcome = drive_with_progress(registry, take_over)
     if outcome.outcome == "finished":
         print_result(registry.url, outcome.result)
@@ -172,7 +178,12 @@ def finish_run(runs: str, config: Any) -> Any:
 
 
 def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
-    """Drive the run with a progress bar on the terminal; return its outcome. Ray must be connected."""
+    """Drive the run with a progress bar on the terminal, a line now and then in a log; return its outcome.
+
+    Ray must be connected.
+    """
+    import time
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from cluster.launch import drive
@@ -182,6 +193,7 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
     settings = registry.config()
     index = read_split(settings.dataset.path, settings.dataset.train)
     plan = SamplePlan.from_config(settings.plan, index.shard_sizes, settings.seed)
+    said = time.monotonic()
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=None),
@@ -194,13 +206,13 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
         task = progress.add_task(registry.name, total=total, loss="–", score="–")
 
         def watch(status: dict[str, Any]) -> None:
-            loss, score = status["loss"], status["validation_map"]
-            progress.update(
-                task,
-                completed=status["step"],
-                loss="–" if loss is None else f"{loss:.4f}",
-                score="–" if score is None else f"{100 * score:.2f}",
-            )
+            nonlocal said
+            loss = "–" if status["loss"] is None else f"{status['loss']:.4f}"
+            score = "–" if status["validation_map"] is None else f"{100 * status['validation_map']:.2f}"
+            progress.update(task, completed=status["step"], loss=loss, score=score)
+            if not progress.console.is_terminal and time.monotonic() - said > LOG_SECONDS:
+                print(f"step {status['step']} of {total}, loss {loss}, val mAP {score}", flush=True)
+                said = time.monotonic()
 
         outcome = drive(registry, watch, take_over, log=progress.console.print)
         if outcome.outcome == "finished":

@@ -1,0 +1,52 @@
+"""Joining a Ray cluster from one of its nodes: what can be wrong, said at once and by its reason."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+from sharding.errors import UserError
+
+#: A head that does not accept a connection within this time counts as absent; Ray itself tries for minutes.
+TIMEOUT_SECONDS = 5.0
+
+_ADDRESS_REMEDY = "give HOST:PORT of the head (port 6379 unless it was started with another), or auto on a node of it"
+_TOKEN_REMEDY = "every node and every driver needs the same token: RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"  # noqa: S105
+
+
+def reach(address: str) -> None:
+    """Check that something listens at ``address``; ``auto`` is left to Ray. Raises :class:`UserError`."""
+    if address in ("auto", "local"):
+        return
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"--address {address} is a dashboard, this command joins the cluster itself",
+            f"{_ADDRESS_REMEDY}; through the dashboard, use `boostlu submit`",
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise UserError(f"--address {address!r} is not HOST:PORT", _ADDRESS_REMEDY)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}", _ADDRESS_REMEDY) from None
+
+
+def explain(error: Exception, address: str | None) -> UserError:
+    """Return what Ray's ``error`` on joining the cluster at ``address`` means."""
+    text = str(error)
+    where = f"the cluster at {address}" if address else "a private Ray cluster"
+    if "ersion mismatch" in text:
+        there, here = (_versions(part) for part in (text.split("This process")[0], text.split("This process")[-1]))
+        return UserError(
+            f"{where} runs {there}, this machine {here}", "use the same versions, best the same image, everywhere"
+        )
+    if "token" in text.lower() or "uthenticat" in text:
+        return UserError(f"{where} refuses this process: its token is missing or wrong", _TOKEN_REMEDY)
+    first = next(iter(text.strip().splitlines()), type(error).__name__)
+    return UserError(f"cannot connect to {where}: {first}", _ADDRESS_REMEDY if address else "see the reason")
+
+
+def _versions(text: str) -> str:
+    found = dict(re.findall(r"(Ray|Python): (\S+)", text))
+    return ", ".join(f"{name} {number}" for name, number in found.items()) or "another version"
