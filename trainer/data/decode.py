@@ -29,15 +29,16 @@ def squash(image: Tensor, image_size: int) -> Tensor:
 
 
 def squash_into(image: Tensor, target: Tensor) -> None:
-    """Write ``squash(image)`` into ``target``, uint8 (3, S, S), one image of a channels-last batch.
+    """Write ``squash(image)`` into ``target``, uint8 (1, 3, S, S), one image of a channels-last batch.
 
-    Resizing straight into the batch spares a copy: a tenth of the time that decoding and resizing take together.
+    Resizing straight into the batch spares a copy: a tenth of the time that decoding and resizing take together. The
+    target has a batch dimension because each view made here would take the interpreter's lock once more.
     """
     if image.device.type != "cpu" or target.device.type != "cpu":
         target.copy_(squash(image, target.shape[-1]))
         return
     size = list(target.shape[-2:])
-    torch.ops.aten._upsample_bilinear2d_aa.out(image[None], size, False, None, None, out=target[None])
+    torch.ops.aten._upsample_bilinear2d_aa.out(image[None], size, False, None, None, out=target)
 
 
 def decode_rgb(data: bytes, device: str = "cpu") -> Tensor:

@@ -33,7 +33,7 @@ from trainer.data.transforms import ImageTransform
 _LOOK_AGAIN = 1.0  # seconds
 
 
-#: (sample, epoch, uint8 (3, S, S) of a batch to fill)
+#: (sample, epoch, uint8 (1, 3, S, S) of a batch to fill)
 LoadImage = Callable[[int, int, Tensor], None]
 
 
@@ -187,6 +187,7 @@ class _Job:
         self.reader, self.load_one = reader, load
         real = np.array(request.real, bool)
         self.batch = Batch(request.step, memory, request.samples, real, epoch=request.epoch)
+        self._places = memory.unsqueeze(1).unbind(0)  # made at once: a view made by a decode thread disturbs the caller
         self.error: BaseException | None = None
         self.cancelled = False
         self.done = threading.Event()
@@ -197,9 +198,9 @@ class _Job:
     def load(self, place: int) -> None:
         sample, index = int(self.batch.samples[place]), self.reader.index
         try:
-            self.load_one(sample, self.batch.epoch, self.batch.images[place])
+            self.load_one(sample, self.batch.epoch, self._places[place])
         except CorruptImage as error:
-            self.batch.images[place] = 0
+            self._places[place].zero_()
             self.batch.real[place] = False
             found = Corrupt(index.sample_id(sample), index.shard_url(int(index.shard[sample])), str(error))
             self.batch.corrupt.append(found)

@@ -103,7 +103,7 @@ def test_squash_equals_pillows_antialiased_bilinear() -> None:
 def test_resizing_into_a_batch_equals_resizing(kind: str) -> None:
     image = decode_rgb(KINDS[kind]())
     batch = torch.empty(3, 3, 24, 24, dtype=torch.uint8, memory_format=torch.channels_last)
-    squash_into(image, batch[1])
+    squash_into(image, batch[1:2])
     assert torch.equal(batch[1], squash(image, 24))
 
 
