@@ -18,8 +18,10 @@ LABEL org.opencontainers.image.title="boostlu" \
       org.opencontainers.image.description="Training of multi-label image classifiers on partial labels" \
       org.opencontainers.image.licenses="Apache-2.0"
 
+# With RAY_AUTH_MODE, `ray start` refuses to listen without a token (RAY_AUTH_TOKEN, or a file: RAY_AUTH_TOKEN_PATH).
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0
 
 RUN groupadd --gid 1000 boostlu && useradd --uid 1000 --gid 1000 --create-home boostlu

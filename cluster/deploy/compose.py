@@ -68,13 +68,12 @@ def _storage(deployment: Deployment) -> dict[str, Any]:
 
 
 def _ours(deployment: Deployment) -> dict[str, Any]:
-    """What every container of the project's image has: token and keys from files, the run's configuration."""
+    """What every container of the project's image has: token and keys, from files."""
     return {
         "image": deployment.image,
         "init": True,
         "env_file": [RAY_ENV, STORAGE_ENV],
         "environment": {**RAY_ENVIRONMENT, "AWS_ENDPOINT_URL": ENDPOINT},
-        "volumes": [f"./run.yaml:{CONFIG_PATH}:ro"],
     }
 
 
@@ -114,15 +113,16 @@ def _beside_head(deployment: Deployment) -> dict[str, Any]:
     """In the head's network, where its loopback is: the dashboard, and so the jobs, answer there only."""
     return {
         **_ours(deployment),
+        "volumes": [f"./run.yaml:{CONFIG_PATH}:ro"],
         "network_mode": "service:head",
         "depends_on": {"head": {"condition": "service_healthy"}},
     }
 
 
 def _job(deployment: Deployment) -> dict[str, Any]:
-    """``docker compose run --rm train``: submits the run as a Ray job and follows it."""
-    submit = ["job", "submit", "--address", "http://127.0.0.1:8265", "--", *deployment.command]
-    return {**_beside_head(deployment), "profiles": ["train"], "entrypoint": ["ray"], "command": submit}
+    """``docker compose run --rm train``: submits the run as a Ray job and follows it; again, it goes on."""
+    submit = ["submit", CONFIG_PATH, "--runs", deployment.runs, "--follow"]
+    return {**_beside_head(deployment), "profiles": ["train"], "command": submit}
 
 
 def _command_line(deployment: Deployment) -> dict[str, Any]:

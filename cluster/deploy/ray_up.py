@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.deploy.plan import (
-    CONFIG_PATH,
     GCS_PORT,
     HOME,
     METRICS_PORT,
@@ -82,7 +81,7 @@ def render(deployment: Deployment, cloud: Cloud, spot: bool) -> dict[str, Any]:
                 *(f"--env={name}={value}" for name, value in RAY_ENVIRONMENT.items()),
             ],
         },
-        "file_mounts": {CONFIG_PATH: "./run.yaml", **ENVIRONMENT_FILES},
+        "file_mounts": dict(ENVIRONMENT_FILES),
         "head_node_type": "head",
         "available_node_types": types,
         "head_start_ray_commands": ["ray stop", f"{start} {head}"],

@@ -275,19 +275,13 @@ def test_lost_nodes_are_replaced_and_idle_ones_are_not_kept() -> None:
 
 @pytest.mark.parametrize("target", files.TARGETS)
 def test_commands_in_the_files_are_commands(target: str) -> None:
-    """Each `ray start`, `ray job submit` and `boostlu train` parses with the options of the version at hand."""
-    import typer
-    from ray.dashboard.modules.job.cli import submit
+    """Each `ray start`, `boostlu train` and `boostlu submit` parses with the options of the version at hand."""
     from ray.scripts.scripts import start
 
-    import cluster.cli.train
-
-    train = typer.Typer()
-    train.command()(cluster.cli.train.train)
+    group: Any = cli.typer.main.get_command(cli.app)
     parsers = {
         ("ray", "start"): start,
-        ("ray", "job", "submit"): submit,
-        ("boostlu", "train"): typer.main.get_command(train),
+        **{("boostlu", name): group.get_command(None, name) for name in ("train", "submit")},
     }
     found = 0
     for words in _commands(files.render(target, deployment())):
@@ -305,10 +299,8 @@ def _commands(rendered: dict[str, str]) -> list[list[str]]:
     lines: list[list[str]] = []
     for name, text in rendered.items():
         for document in documents(text) if name.endswith(".yaml") else []:
-            for service in document.get("services", {}).values():
-                lines.append([*service.get("entrypoint", ["boostlu"]), *service.get("command", [])])
-                if "--" in lines[-1]:
-                    lines.append(lines[-1][lines[-1].index("--") + 1 :])
+            services = document.get("services", {}).values()
+            lines += [[*service.get("entrypoint", ["boostlu"]), *service.get("command", [])] for service in services]
             for key in ("head_start_ray_commands", "worker_start_ray_commands"):
                 lines += [shlex.split(part) for line in document.get(key, []) for part in line.split(";")]
             if document.get("kind") == "RayJob":
