@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check bench clean distclean
+.PHONY: help install demo test test-all test-hosts check bench clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -23,7 +23,10 @@ test: $(INSTALLED) ## the quick test suite
 	$(BIN)/pytest
 
 test-all: $(INSTALLED) ## every test: also the slow ones (faults, soaks), and new random examples
-	$(BIN)/pytest -m '' --hypothesis-profile=thorough
+	$(BIN)/pytest -m 'not hosts' --hypothesis-profile=thorough
+
+test-hosts: $(INSTALLED) ## several hosts as containers on this machine; needs root, buildah and more, builds the image
+	$(BIN)/pytest -m hosts tests/hosts
 
 check: $(INSTALLED) ## lint, formatting, types
 	$(BIN)/ruff check .

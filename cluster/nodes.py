@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from cluster.capacity import Node
+from cluster.capacity import Need, Node, why_not
 from cluster.dashboard import Dashboard
+from sharding.errors import UserError
+
+#: Seconds between looks at a cluster whose nodes are awaited.
+LOOK_SECONDS = 2.0
 
 
 def read_nodes(dashboard: Dashboard) -> list[Node]:
@@ -32,3 +37,16 @@ def read_used(dashboard: Dashboard) -> dict[str, float]:
     status = dashboard.get("/api/cluster_status")["data"].get("clusterStatus") or {}
     usage = (status.get("loadMetricsReport") or {}).get("usage") or {}
     return {name: float(used) for name, (used, _) in usage.items()}
+
+
+def await_room(dashboard: Dashboard, need: Need, seconds: float) -> None:
+    """Return once a run with ``need`` fits on the cluster; raise :class:`UserError` when it does not in that time."""
+    deadline = time.monotonic() + seconds
+    while reason := why_not(need, read_nodes(dashboard)):
+        if time.monotonic() >= deadline:
+            raise UserError(
+                reason,
+                "lower workers.num, workers.gpus or evaluate.gpus; `boostlu cluster status` shows the nodes; "
+                "if more are starting, add --wait MINUTES",
+            )
+        time.sleep(LOOK_SECONDS)

@@ -32,6 +32,7 @@ def submit(
     ] = "runs",
     method: Method = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show the job's output until it ends.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Minutes to wait for nodes that are starting.")] = 0,
     working_dir: Annotated[
         str | None, typer.Option("--working-dir", help="Send the code in this folder along; default: the image's.")
     ] = None,
@@ -42,11 +43,11 @@ def submit(
 
     CONFIG is read here and travels with the job; dataset and runs must be where every node reaches them.
     """
-    from cluster.capacity import Need, why_not
+    from cluster.capacity import Need
     from cluster.code_version import code_version
     from cluster.dashboard import open_dashboard
     from cluster.job import JobSpec
-    from cluster.nodes import read_nodes
+    from cluster.nodes import await_room
     from cluster.submission import Jobs
     from sharding import storage
     from trainer.config import load_config
@@ -56,10 +57,7 @@ def submit(
     for key, url in (("dataset.path", settings.dataset.path), ("--runs", runs)):
         _refuse_credentials(key, url)
     dashboard = open_dashboard(address)
-    if reason := why_not(Need.of(settings), read_nodes(dashboard)):
-        raise UserError(
-            reason, "lower workers.num, workers.gpus or evaluate.gpus; `boostlu cluster status` shows the nodes"
-        )
+    await_room(dashboard, Need.of(settings), 60 * wait)
     jobs = Jobs(dashboard)
     spec = JobSpec(config=settings.to_yaml(), runs=runs, version=code_version())
     submission = jobs.submit(settings.name, spec, working_dir)

@@ -15,10 +15,12 @@ import pytest
 import ray
 import yaml
 
+from cluster.capacity import Need
 from cluster.cli import main as cli
 from cluster.connection import explain, reach
 from cluster.dashboard import dashboard_url, open_dashboard, read_token
 from cluster.job import check_version
+from cluster.nodes import await_room
 from cluster.submission import Job, next_id
 from sharding.errors import UserError
 
@@ -165,6 +167,20 @@ def test_more_than_there_is(fake, config_file, monkeypatch, capsys):
     said = refused(monkeypatch, capsys, "cluster", "status", config_file, "--address", fake.url, status=0)
     assert "tiny fits" in said
     assert "would have to wait" in said
+
+
+def test_nodes_that_are_starting_are_waited_for(fake, monkeypatch):
+    node = {"state": "ALIVE", "node_ip": "10.0.0.1", "resources_total": {"CPU": 2.0}}
+    looks: list[float] = []
+    nodes = fake.answers["/api/v0/nodes"] = {"data": {"result": {"result": [node]}}}
+    monkeypatch.setattr(
+        "cluster.nodes.time.sleep", lambda _: (looks.append(0), nodes["data"]["result"]["result"].append(node))
+    )
+    await_room(open_dashboard(fake.url), Need(4, 1, 0, 1, 0), 60)
+    assert len(looks) == 2
+    with pytest.raises(UserError, match=r"asks for 9 CPUs") as error:
+        await_room(open_dashboard(fake.url), Need(8, 1, 0, 1, 0), 0)
+    assert "--wait" in error.value.remedy
 
 
 def test_credentials_do_not_travel(config_file, monkeypatch, capsys):
