@@ -8,10 +8,12 @@ from typing import Any
 
 import ray
 
+from cluster.metrics import RunMetrics
 from trainer.checkpoint import Manifest
 from trainer.coordination import RunCoordinator
 from trainer.evaluation import evaluate
 from trainer.registry import RunRegistry
+from trainer.telemetry import Telemetry
 
 
 @ray.remote(max_retries=0)
@@ -32,6 +34,8 @@ class Coordinator:
         registry = RunRegistry(run_url)
         self._config = registry.config()
         self._core = RunCoordinator(registry, self._config, attempt)
+        self._metrics = RunMetrics(registry.name)
+        self._metrics.evaluation(self._core.backlog)
         self._position: dict[str, Any] = {"step": 0, "loss": None}
         self._stop = threading.Event()
         self._training_done = threading.Event()
@@ -45,10 +49,12 @@ class Coordinator:
 
     def commit(self, manifest: Manifest) -> None:
         self._core.commit(manifest)
+        self._metrics.evaluation(self._core.backlog)
 
-    def report(self, step: int, loss: float | None) -> bool:
-        """Take note of where training is; returns whether it should stop."""
-        self._position = {"step": step, "loss": loss}
+    def report(self, telemetry: Telemetry) -> bool:
+        """Take note of how training goes; returns whether it should stop."""
+        self._position = {"step": telemetry.step, "loss": telemetry.loss}
+        self._metrics.training(telemetry)
         return self._stop.is_set()
 
     def request_stop(self) -> None:
@@ -82,7 +88,10 @@ class Coordinator:
                 done = self._training_done.is_set()
                 manifest = self._core.take_evaluation()
                 if manifest is not None:
-                    self._core.record(manifest, split, self._evaluate(manifest, split))
+                    record = self._evaluate(manifest, split)
+                    self._core.record(manifest, split, record)
+                    best = self._core.best()
+                    self._metrics.evaluation(self._core.backlog, record.get("map"), best[1] if best else None)
                 elif done:
                     return
                 else:

@@ -26,6 +26,7 @@ from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.policies import Failure, after_failure
 from trainer.registry import RunRegistry
+from trainer.telemetry import Telemetry
 
 #: Seconds between a worker's reports to the coordinator, and so the delay of a stop request.
 REPORT_SECONDS = 0.5
@@ -149,13 +150,13 @@ class _Reporter:
         self._answer: Any = None
         self._asked_at = 0.0
 
-    def __call__(self, step: int, loss: float | None) -> bool:
+    def __call__(self, telemetry: Telemetry) -> bool:
         stop = False
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             stop = ray.get(self._answer)
             self._answer = None
         if self._answer is None and time.monotonic() - self._asked_at > REPORT_SECONDS:
-            self._answer = self._coordinator.report.remote(step, loss)
+            self._answer = self._coordinator.report.remote(telemetry)
             self._asked_at = time.monotonic()
         return stop
 

@@ -24,6 +24,7 @@ from trainer.evaluation import EvaluateConfig
 from trainer.losses import LossConfig
 from trainer.model import ModelConfig
 from trainer.optimization import OptimizerConfig
+from trainer.profiling import ProfileConfig
 
 
 class DatasetConfig(Strict):
@@ -84,6 +85,7 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     workers: WorkersConfig = WorkersConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

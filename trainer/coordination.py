@@ -24,6 +24,8 @@ class RunCoordinator:
         self._log = EventLog(registry.url, attempt, "coordinator")
         self._lock = threading.RLock()
         self._pinned: set[str] = set()
+        #: Checkpoints that wait for their evaluation on validation.
+        self.backlog = 0
         # What earlier attempts were writing when they died; nobody else writes before this attempt's first commit.
         for name in registry.orphans():
             registry.delete_orphan(name)
@@ -92,6 +94,7 @@ class RunCoordinator:
         manifests, scores = self.registry.checkpoints(), self._scores()
         done = self.registry.evaluations(self.config.dataset.validation)
         waiting = {m.name for m in manifests if m.epoch_end and m.name not in done}
+        self.backlog = len(waiting)
         rule = self.config.checkpoint
         pinned = self._pinned | waiting
         for manifest in superfluous(manifests, scores, pinned, rule.keep_last, rule.keep_every_epochs):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from trainer.gather import is_distributed
+from trainer.timing import collective
 
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits), from the most significant
 _LARGEST_FLOAT = torch.finfo(torch.float32).max
@@ -65,7 +66,8 @@ def _radix_select(bits: Tensor, k: int, group: dist.ProcessGroup | None) -> Tens
         digit = (bits >> shift) - (prefix << width)  # of the values that are left; −1 of negative ones
         counts = torch.bincount(digit + 1, minlength=size + 1)[1:].contiguous()
         if is_distributed():
-            dist.all_reduce(counts, group=group)
+            with collective(bits.device):
+                dist.all_reduce(counts, group=group)
         total = counts.sum()
         wanted = torch.minimum(wanted, total)  # only the first pass can find fewer
         at_least = counts.flip(0).cumsum(0)  # at_least[i]: values whose digit is ≥ size − 1 − i

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -23,8 +23,11 @@ from trainer.hang import HangWatch
 from trainer.losses import Progress
 from trainer.optimization import lr_factor, set_learning_rate
 from trainer.parts import Parts, build_parts, restore
+from trainer.profiling import StepProfiler
 from trainer.registry import RunRegistry
 from trainer.step import StepResult, training_step
+from trainer.telemetry import Telemetry, Totals, memory_bytes
+from trainer.timing import StepMeter, StepTimes
 from trainer.world import World
 
 
@@ -34,14 +37,14 @@ def train(
     world: World,
     attempt: int,
     commit: Callable[[Manifest], None],
-    report: Callable[[int, float | None], bool] = lambda _step, _loss: False,
+    report: Callable[[Telemetry], bool] = lambda _: False,
     in_background: bool = True,
 ) -> bool:
     """Train until the last epoch; return True when it is reached, False when asked to stop before.
 
     Called by every process of the world. ``commit`` makes a written checkpoint exist (rank 0 only; from another
-    thread, unless ``in_background`` is off, for a commit that itself computes with torch). ``report`` is told the
-    step and the last loss before every step on rank 0, and says whether to stop; stopping takes a checkpoint first.
+    thread, unless ``in_background`` is off, for a commit that itself computes with torch). ``report`` is told before
+    every step on rank 0 how training goes, and says whether to stop; stopping takes a checkpoint first.
     """
     torch.set_num_threads(config.workers.threads)
     torch.use_deterministic_algorithms(config.deterministic)
@@ -51,11 +54,12 @@ def train(
         Recorder(registry, attempt, world) as recorder,
         CheckpointWriter(registry, commit, recorder, in_background) as writer,
         _open_loader(parts, world) as loader,
+        StepProfiler(config.profile, registry.url, attempt, world) as profiler,
         # In line, the first rank evaluates while the others wait for it: no hang, however long.
         _hang_watch(registry, config, attempt, world) if in_background else nullcontext() as watch,
     ):
         step, epoch, step_in_epoch, corrupt = _resume(registry, parts, world, recorder)
-        finished, loss = True, None
+        finished, totals, meter = True, Totals(), StepMeter(parts.network, world.device)
         batches = loader.batches(_requests(parts.plan, config, world, epoch, step_in_epoch))
         waited_from = time.perf_counter()
         for batch in batches:
@@ -63,12 +67,15 @@ def train(
             started = time.perf_counter()
             factor = lr_factor(config.optimizer, step, total_steps)
             lr = set_learning_rate(parts.optimizer, factor)
-            stop = world.is_first and report(step, loss)
+            stop = world.is_first and report(_telemetry(step, batch.epoch, totals, writer, parts, world))
             save = world.is_first and writer.is_due(config.checkpoint.every_minutes)
-            result = training_step(parts, world, batch, Progress(batch.epoch, config.epochs), step, stop, save)
-            loss = result.loss
+            profiler.before(step)
+            with meter.step():
+                result = training_step(parts, world, batch, Progress(batch.epoch, config.epochs), step, stop, save)
             corrupt = _note_corrupt(world, batch, corrupt, parts, recorder)
-            recorder.step(step, batch.epoch, lr, result, time.perf_counter() - started, started - waited_from)
+            times = meter.times(time.perf_counter() - started, started - waited_from)
+            totals.add(result.loss, result.samples, times)
+            recorder.step(step, batch.epoch, lr, result, times)
             step, step_in_epoch = step + 1, batch.step + 1
 
             # ── where that leaves us ─────────────────────────────────────────────────────────────────────────────
@@ -98,6 +105,26 @@ def _open_loader(parts: Parts, world: World) -> Loader:
     schedule = training_schedule(parts.plan, slots, config.epochs)
     transform = image_transform(config.augment, config.seed, config.dataset.image_size)
     return Loader(parts.index, config.loader, config.dataset.image_size, schedule, transform)
+
+
+def _telemetry(
+    step: int, epoch: int, totals: Totals, writer: CheckpointWriter, parts: Parts, world: World
+) -> Telemetry:
+    return Telemetry(
+        step=step,
+        epoch=epoch,
+        loss=totals.loss,
+        samples=totals.samples,
+        steps=totals.steps,
+        seconds=totals.seconds,
+        waited=totals.waited,
+        communicated=totals.communicated,
+        last_step_seconds=totals.last,
+        memory_bytes=memory_bytes(world.device),
+        checkpoint_stall=writer.stall_seconds,
+        checkpoint_seconds=writer.seconds,
+        corrections=len(parts.corrections) if parts.corrections is not None else None,
+    )
 
 
 def _position(
@@ -188,8 +215,8 @@ class Recorder:
         if self._log is not None:
             self._log.write(event, **fields)
 
-    def step(self, step: int, epoch: int, lr: float, result: StepResult, seconds: float, waited: float) -> None:
-        """Record one step. seconds: of the step itself · waited: for its batch."""
+    def step(self, step: int, epoch: int, lr: float, result: StepResult, times: StepTimes) -> None:
+        """Record one step."""
         if self._log is None or self._board is None:
             return
         fields = {
@@ -200,9 +227,9 @@ class Recorder:
             "hidden": result.hidden,
             "grad_norm": result.grad_norm,
         }
-        self._log.write("step", step=step, epoch=epoch, lr=lr, seconds=seconds, waited=waited, **fields)
+        self._log.write("step", step=step, epoch=epoch, lr=lr, **asdict(times), **fields)
         scalars = {"train/loss": result.loss, "train/lr": lr, "train/grad_norm": result.grad_norm}
-        scalars["speed/samples_per_second"] = result.samples / (seconds + waited)
+        scalars["speed/samples_per_second"] = result.samples / (times.seconds + times.waited)
         if result.picks:
             scalars["train/picks"] = float(result.picks)
         self._board.add(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
@@ -226,6 +253,9 @@ class CheckpointWriter:
         self._registry, self._commit, self._recorder = registry, commit, recorder
         self._in_background = in_background
         self._saved_at = time.monotonic()
+        #: Of the newest checkpoint: how long it held up the steps, and how long it took until it was committed.
+        self.stall_seconds: float | None = None
+        self.seconds: float | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -244,6 +274,7 @@ class CheckpointWriter:
         parts.loss.synchronize()
         if not world.is_first:
             return
+        began = time.perf_counter()
         self._wait()
         self._saved_at = time.monotonic()
         snapshot = Snapshot(
@@ -257,14 +288,16 @@ class CheckpointWriter:
         corrections = parts.corrections.frozen() if parts.corrections is not None else None
         self._recorder.sync()
         if self._in_background:
-            self._pending = self._thread.submit(self._write, snapshot, corrections)
+            self._pending = self._thread.submit(self._write, snapshot, corrections, began)
         else:
-            self._write(snapshot, corrections)
+            self._write(snapshot, corrections, began)
+        self.stall_seconds = time.perf_counter() - began
 
-    def _write(self, snapshot: Snapshot, corrections: Corrections | None) -> None:
+    def _write(self, snapshot: Snapshot, corrections: Corrections | None, began: float) -> None:
         if corrections is not None:  # sorting a large table takes seconds, so not in the step loop
             snapshot = replace(snapshot, corrections=corrections.to_table())
         self._commit(write_checkpoint(self._registry.url, snapshot))
+        self.seconds = time.perf_counter() - began
 
     def _wait(self) -> None:
         if self._pending is not None:

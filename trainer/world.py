@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.timing import collective
+
 
 @dataclass(frozen=True)
 class World:
@@ -32,7 +34,8 @@ class World:
         parts = [torch.as_tensor(value, device=self.device).detach().double().reshape(()) for value in values]
         total = torch.stack(parts)
         if self.size > 1:
-            dist.all_reduce(total)
+            with collective(self.device):
+                dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from trainer.evaluation import evaluate
 from trainer.events import read_events, step_history
 from trainer.registry import RunRegistry
 from trainer.step import NonFiniteLoss
+from trainer.telemetry import Telemetry
 from trainer.training import train
 from trainer.world import World
 
@@ -35,8 +36,8 @@ def attempt(registry: RunRegistry, stop_at: int | None = None) -> bool:
     number = registry.begin_attempt(1)
     coordinator = RunCoordinator(registry, registry.config(), number)
 
-    def report(step: int, _loss: float | None) -> bool:
-        return stop_at is not None and step >= stop_at - 1
+    def report(telemetry: Telemetry) -> bool:
+        return stop_at is not None and telemetry.step >= stop_at - 1
 
     try:
         return train(registry, registry.config(), ALONE, number, coordinator.commit, report)
