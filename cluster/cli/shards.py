@@ -75,8 +75,10 @@ def build(
     from sharding import sources
     from sharding.build import completed, make_plan, run_plan
     from sharding.overlays import write_single_positive
-    from sharding.pool import inline
+    from sharding.pool import inline, warm_up
 
+    if processes > 1 and ray is None and not dry_run:
+        warm_up()
     options = _options(source, source_path, [*(set_ or []), *([f"on_conflict={on_conflict}"] if on_conflict else [])])
     if download:
         _download(source, options)
