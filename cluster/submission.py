@@ -46,14 +46,18 @@ class Jobs:
     def __init__(self, dashboard: Dashboard) -> None:
         from ray.job_submission import JobSubmissionClient
 
-        # Ray lets these two override the address that it is given.
-        os.environ.pop("RAY_ADDRESS", None)
-        os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.url
-        self._client = JobSubmissionClient(dashboard.url, headers=dict(dashboard.headers))
+        # Ray would let these two override the address that it is given.
+        names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+        saved = {name: os.environ.pop(name) for name in names if name in os.environ}
+        try:
+            self._client = JobSubmissionClient(dashboard.url, headers=dict(dashboard.headers))
+        finally:
+            os.environ.update(saved)
 
     def list(self) -> list[Job]:
         """Return the jobs, oldest first."""
-        found = [_job(details) for details in self._client.list_jobs() if "boostlu_run" in (details.metadata or {})]
+        submitted = [details for details in self._client.list_jobs() if details.submission_id]
+        found = [_job(details) for details in submitted if "boostlu_run" in (details.metadata or {})]
         return sorted(found, key=lambda job: job.started)
 
     def newest(self, run: str) -> Job:
