@@ -22,8 +22,10 @@ class ProfileConfig(Strict):
     @field_validator("steps", mode="before")
     @classmethod
     def _not_an_hour(cls, value: Any) -> Any:
+        if value is None:
+            return None
         # YAML 1.1 reads an unquoted 20:30 as a number to the base 60.
-        return f"{value // 60}:{value % 60:02d}" if isinstance(value, int) else value
+        return f"{value // 60}:{value % 60:02d}" if isinstance(value, int) and value >= 60 else str(value)
 
     @field_validator("steps")
     @classmethod

@@ -107,6 +107,9 @@ def _show(registry: Any) -> None:
     if facts["rate"] is not None:
         left = max(0, config.epochs * facts["steps_per_epoch"] - facts["step"]) * facts["step_seconds"]
         print(f"rate        {facts['rate']:.1f} images/s, about {left / 60:.0f} min left when it runs")
+        print(f"time        of the last steps: {facts['time'].shares()}")
+        if (hint := facts["time"].hint()) is not None:
+            print(f"hint        {hint}")
     validation = registry.evaluations(config.dataset.validation)
     for manifest in registry.checkpoints():
         record = validation.get(manifest.name, {})
@@ -138,6 +141,7 @@ def _show_picks(registry: Any) -> None:
 def overview(registry: Any) -> dict[str, Any]:
     """Return state, step, epoch, loss, best validation mAP and test mAP of a run."""
     from trainer.events import read_events, step_history
+    from trainer.timing import TimeSplit
 
     config, result = registry.config(), registry.result()
     steps = step_history(read_events(registry.url))
@@ -152,6 +156,7 @@ def overview(registry: Any) -> dict[str, Any]:
         "loss": last["loss"],
         "rate": sum(e["samples"] for e in recent) / seconds if recent else None,
         "step_seconds": seconds / len(recent) if recent else None,
+        "time": TimeSplit.of(recent),
         "steps_per_epoch": registry.description()["steps_per_epoch"],
         "best": max(scores, default=None),
         "test": ((result or {}).get("test") or {}).get("map"),

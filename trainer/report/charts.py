@@ -116,18 +116,22 @@ def _plot_picks(axes: Any, runs: Sequence[RunFacts], lines: Sequence[Sequence[tu
 
 
 def time_chart(runs: Sequence[RunFacts]) -> str:
-    """Where the seconds of training went: in steps, or waiting for batches."""
+    """Where the seconds of training went: computing, exchanging with other ranks, waiting for batches."""
     with figure(12.4, 0.9 + 0.42 * len(runs)) as drawn:
         axes = drawn.subplots()
         places = np.arange(len(runs))[::-1]
-        seconds, waited = [run.seconds for run in runs], [run.waited for run in runs]
+        computing = np.array([run.time.computing for run in runs])
+        exchanging = np.array([run.time.communication or 0.0 for run in runs])
+        waiting = [run.time.waiting for run in runs]
         colours = [series_colour(number) for number in range(len(runs))]
-        axes.barh(places, seconds, 0.62, color=colours)
-        axes.barh(places, waited, 0.62, left=seconds, color=PAPER, edgecolor=colours, hatch="////", linewidth=1)
+        light = {"color": PAPER, "edgecolor": colours, "linewidth": 1}
+        axes.barh(places, computing, 0.62, color=colours)
+        axes.barh(places, exchanging, 0.62, left=computing, hatch="....", **light)
+        axes.barh(places, waiting, 0.62, left=computing + exchanging, hatch="////", **light)
         axes.set_yticks(places, [run.title for run in runs])
-        axes.set_title("seconds of training: solid in steps, hatched waiting for batches")
+        axes.set_title("seconds of training: solid computing, dotted exchanging, hatched waiting for batches")
         axes.grid(visible=False, axis="y")
-        split = "; ".join(f"{run.title}: {run.seconds:.0f} s in steps, {run.waited:.0f} s waiting" for run in runs)
+        split = "; ".join(f"{run.title}: {run.time.shares()}" for run in runs)
         return to_svg(drawn, "time", f"Bar chart of training time. {split}.")
 
 

@@ -11,6 +11,7 @@ from sharding.index import read_labels, read_split
 from trainer.config import RunConfig
 from trainer.events import read_events, step_history
 from trainer.registry import RunRegistry
+from trainer.timing import TimeSplit
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class RunFacts:
     corrupt: int
     evaluation_seconds: float
     seen: SeenLabels | None
+    time: TimeSplit
 
     @property
     def picks(self) -> bool:
@@ -115,6 +117,7 @@ def gather(run: ReportRun) -> RunFacts:
     config, result = registry.config(), registry.result()
     classes = [str(c["name"]) for c in registry.description()["classes"]]
     events = read_events(registry.url)
+    steps = step_history(events)
     validation = [r for r in registry.evaluations(config.dataset.validation).values() if r.get("map") is not None]
     best = max(validation, key=lambda r: (r["map"], -r["step"]), default=None)
     test = (result or {}).get("test")
@@ -126,7 +129,7 @@ def gather(run: ReportRun) -> RunFacts:
         state=registry.state(),
         config=config,
         classes=classes,
-        epochs=epochs(step_history(events)),
+        epochs=epochs(steps),
         scores={r["epoch"]: r["map"] for r in sorted(validation, key=lambda r: r["step"])},
         best_epoch=best["epoch"] if best else None,
         best_score=best["map"] if best else None,
@@ -136,6 +139,7 @@ def gather(run: ReportRun) -> RunFacts:
         corrupt=len({e["sample_id"] for e in events if e["event"] == "corrupt_sample"}),
         evaluation_seconds=math.fsum(e.get("seconds", 0.0) for e in events if e["event"] == "evaluation"),
         seen=_seen(config, len(classes)),
+        time=TimeSplit.of(steps),
     )
 
 
