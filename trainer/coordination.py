@@ -47,8 +47,10 @@ class RunCoordinator:
             return manifest
 
     def record(self, manifest: Manifest, split: str, record: dict[str, Any]) -> None:
-        """Keep an evaluation, or the reason why there is none (``error`` in ``record``)."""
+        """Keep an evaluation, or the reason why there is none (``error`` in ``record``). Raises StaleAttempt when
+        fenced off: a stale attempt may not prune either, it does not know what its successor is evaluating."""
         with self._lock:
+            self.registry.check_owner(self.attempt)
             self.registry.record_evaluation(manifest.name, split, record)
             self._pinned.discard(manifest.name)
             fields = {key: record[key] for key in ("map", "classes_averaged", "seconds", "error") if key in record}

@@ -38,8 +38,11 @@ def superfluous(
     keep_every_epochs: int | None = None,
 ) -> list[Manifest]:
     """Return the checkpoints that may be deleted: neither among the ``keep_last`` newest, nor best, nor pinned, nor
-    the end of every ``keep_every_epochs``-th epoch."""
-    ordered = sorted(manifests, key=lambda m: (m.step, m.attempt))
+    the end of every ``keep_every_epochs``-th epoch.
+
+    Newest is what was committed last, not the highest step: an attempt that found the newest checkpoint damaged
+    starts before it, and what it commits then must outlive the damaged one."""
+    ordered = sorted(manifests, key=lambda m: (m.attempt, m.step))
     keep = {m.name for m in ordered[-keep_last:]} | set(pinned)
     best = best_checkpoint(manifests, scores)
     if best is not None:

@@ -50,6 +50,12 @@ def test_newest_best_and_pinned_are_kept() -> None:
     assert [m.step for m in superfluous(ALL, {}, set(), keep_last=1, keep_every_epochs=2)] == [1, 3]
 
 
+def test_newest_is_what_was_committed_last() -> None:
+    """Attempt 2 found step 5 damaged and went on from step 3: its step 4 is the newest, and outlives step 5."""
+    damaged, again = manifest(5, attempt=1), manifest(4, attempt=2)
+    assert superfluous([manifest(3), damaged, again], {}, set(), keep_last=1) == [manifest(3), damaged]
+
+
 def failure(error: str = "boom", step: int = 10, committed: int = 5, deterministic: bool = False) -> Failure:
     return Failure(error, step, committed, deterministic)
 
