@@ -174,7 +174,7 @@ def target_name(task: ShardTask) -> str:
 
 @contextmanager
 def explain_write_errors(root: str) -> Iterator[None]:
-    """Turn what the user can mend (full disk, no permission) into a :class:`UserError`."""
+    """Turn storage's errors (full disk, no permission, an answer of 503) into a :class:`UserError`."""
     try:
         yield
     except OSError as error:
@@ -189,4 +189,7 @@ def explain_write_errors(root: str) -> Iterator[None]:
             raise UserError(
                 f"cannot write to {root}: {error.strerror or error}", "choose a writable --output"
             ) from error
-        raise
+        raise UserError(
+            f"the storage of {root} failed: {error}",
+            "run the same command when it works again: finished shards are kept",
+        ) from error

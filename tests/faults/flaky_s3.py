@@ -16,19 +16,24 @@ from moto.server import ThreadedMotoServer
 #: Gets (object key, number of the request for it, body) and returns (status, body, declared length).
 Fault = Callable[[str, int, bytes], tuple[int, bytes, int]]
 
+#: Gets (object key, number of the request for it), and returns the status to refuse a write with, 200 to let it pass.
+WriteFault = Callable[[str, int], int]
+
 
 def no_fault(key: str, number: int, body: bytes) -> tuple[int, bytes, int]:
     return 200, body, len(body)
 
 
 class FlakyS3:
-    """``fault`` and ``latency`` (seconds a GET) may be changed at any time; ``served`` counts body bytes a key."""
+    """The faults and ``latency`` (seconds a GET) may be changed at any time; ``served`` counts body bytes a key."""
 
     def __init__(self, port: int, upstream: int) -> None:
         self.endpoint, self.upstream = f"http://127.0.0.1:{port}", upstream
         self.fault: Fault = no_fault
+        self.write_fault: WriteFault | None = None
         self.latency = 0.0
         self.requests: Counter[str] = Counter()
+        self.writes: Counter[str] = Counter()
         self.served: Counter[str] = Counter()
         self.lock = threading.Lock()
 
@@ -55,9 +60,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _forward(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command in ("PUT", "POST") and self._refuse_write():
+            return
         connection = http.client.HTTPConnection("127.0.0.1", self.s3.upstream)
-        connection.request(self.command, self.path, self.rfile.read(length), dict(self.headers))
+        connection.request(self.command, self.path, sent, dict(self.headers))
         response = connection.getresponse()
         status, body = response.status, response.read()
         declared = int(response.headers.get("Content-Length", len(body)))
@@ -82,6 +89,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if self.command != "HEAD" else b"")
         if len(body) < declared:
             self.close_connection = True  # the body ends early, as when a connection breaks
+
+    def _refuse_write(self) -> bool:
+        key = self.path.split("?")[0]
+        with self.s3.lock:
+            self.s3.writes[key] += 1
+            number = self.s3.writes[key]
+        status = self.s3.write_fault(key, number) if self.s3.write_fault is not None else 200
+        if status != 200:
+            body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        return status != 200
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _forward
 

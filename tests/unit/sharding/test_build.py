@@ -72,8 +72,9 @@ def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
         assert json.loads(sample["json"]) == {"sample_id": f"img{n}", "pos": [n % 5], "neg": [(n + 1) % 5]}
 
 
-def test_processes_do_not_change_a_byte(tmp_path: Path, reference: dict[str, str]) -> None:
-    run_plan(plan(tmp_path), process_pool(2))
+@pytest.mark.parametrize("processes", [2, 8])
+def test_processes_do_not_change_a_byte(tmp_path: Path, reference: dict[str, str], processes: int) -> None:
+    run_plan(plan(tmp_path), process_pool(processes))
     assert digests(tmp_path) == reference
 
 

@@ -53,7 +53,8 @@ def s3(server: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> FlakyS3:
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     files._filesystem.cache_clear()
-    server.fault = no_fault
+    server.fault, server.write_fault = no_fault, None
+    server.writes.clear()
     return server
 
 
@@ -102,6 +103,32 @@ def test_killed_build_on_s3_is_taken_over_and_finished(s3: FlakyS3, tmp_path: Pa
     died = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], timeout=100, check=False)
     assert died.returncode == -9
     assert storage.exists(f"{url}/_build/lock.json")  # the lease of the dead process
+    states = []
+    run_plan(plan(url), inline, progress=states.append)
+    assert states[-1].resumed == 3
+    same_as_local(url, tmp_path)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_build_comes_through_refused_writes(
+    s3: FlakyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs retries by itself, sooner
+    s3.write_fault = lambda key, number: status if number % 2 and key.endswith(("1.tar", "dataset.json")) else 200
+    run_plan(plan(f"s3://datasets/refused{status}"), inline)
+    same_as_local(f"s3://datasets/refused{status}", tmp_path)
+    assert s3.writes[f"/datasets/refused{status}/train/000001.tar"] >= 2
+
+
+def test_build_that_cannot_write_any_more_stops_and_goes_on_later(
+    s3: FlakyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    url = "s3://datasets/broken"
+    s3.write_fault = lambda key, number: 503 if "000003" in key else 200
+    with pytest.raises(UserError, match=r"s3://datasets/broken.*(SlowDown|reduce your request rate)"):
+        run_plan(plan(url), inline)
+    s3.write_fault = None
     states = []
     run_plan(plan(url), inline, progress=states.append)
     assert states[-1].resumed == 3
