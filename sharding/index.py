@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sharding import storage
 from sharding.errors import UserError, did_you_mean
-from sharding.schema import INDEX, OVERLAY, DatasetInfo, read_dataset_info
+from sharding.schema import INDEX, OVERLAY, DatasetInfo, SplitInfo, read_dataset_info
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def read_split(root: str, split: str) -> SplitIndex:
             f"{path} lists {len(table)} samples, dataset.json {info.splits[split].samples}",
             f"run `boostlu shards verify {root}`",
         )
+    check_places(path, info.splits[split], *(table[name].to_numpy() for name in ("shard", "offset", "size")))
     return SplitIndex(
         name=split,
         dataset=info,
@@ -116,6 +117,24 @@ def read_split(root: str, split: str) -> SplitIndex:
         size=table["size"].to_numpy(),
         labels=Labels(SparseRows.from_arrow(table["pos"]), SparseRows.from_arrow(table["neg"])),
     )
+
+
+def check_places(path: str, split: SplitInfo, shard: np.ndarray, offset: np.ndarray, size: np.ndarray) -> None:
+    """Raise UserError when an entry of the index lies outside the shards that ``dataset.json`` lists.
+
+    shard: int32 (n,) · offset, size: int64 (n,), bytes. The end is known where the shard's length is.
+    """
+    if not len(shard):
+        return
+    wrong = (shard < 0) | (shard >= len(split.shards)) | (offset < 0) | (size < 0)
+    lengths = np.array([s.bytes or np.iinfo(np.int64).max for s in split.shards] or [0], np.int64)
+    wrong |= offset > lengths[np.where(wrong, 0, shard)] - size
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{path}, row {row}: {size[row]} bytes at {offset[row]} of shard {shard[row]} are not in the dataset",
+            "the index is damaged or of another dataset; build it again",
+        )
 
 
 def read_labels(index: SplitIndex, overlay: str) -> Labels:

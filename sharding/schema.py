@@ -20,7 +20,7 @@ import hashlib
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sharding import storage
 from sharding.errors import UserError
@@ -93,7 +93,16 @@ class ShardInfo(Strict):
     """Path of the tar relative to the dataset (``train/000000.tar``), or an absolute URL when indexed in place."""
     samples: int
     bytes: int
-    sha256: str
+    sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
+    """Hex digits; empty where a dataset indexed in place was not hashed. Names the local copy of a remote shard."""
+
+    @field_validator("name")
+    @classmethod
+    def _stays_inside(cls, name: str) -> str:
+        # "::" chains fsspec drivers, any of which may lead elsewhere.
+        if not name or {".", ".."} & set(name.split("/")) or "::" in name or "\\" in name or "\0" in name:
+            raise ValueError(f"{name!r} is no place inside the dataset")
+        return name
 
 
 class SplitInfo(Strict):
@@ -117,6 +126,14 @@ class DatasetInfo(Strict):
     splits: dict[str, SplitInfo]
     built: dict[str, Any] = Field(default_factory=dict)
     """How it was built: source, options, licence. No clock times and no machine names: builds are reproducible."""
+
+    @field_validator("splits")
+    @classmethod
+    def _are_folders(cls, splits: dict[str, SplitInfo]) -> dict[str, SplitInfo]:
+        for name in splits:
+            if not name or name.startswith(".") or set("/\\\0") & set(name):
+                raise ValueError(f"{name!r} is no name of a split")
+        return splits
 
     @property
     def fingerprint(self) -> str:
@@ -145,11 +162,25 @@ def read_dataset_info(url: str) -> DatasetInfo:
             f"no dataset at {url}", "check dataset.path, or build it with `boostlu shards build`"
         ) from error
     try:
-        return DatasetInfo.model_validate(content)
+        info = DatasetInfo.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {key}: {first['msg']}", "rebuild the dataset with this version") from error
+    if not storage.is_local(url):
+        _refuse_local_shards(path, info)
+    return info
+
+
+def _refuse_local_shards(path: str, info: DatasetInfo) -> None:
+    """A dataset that comes from elsewhere must not name files of the machine that reads it."""
+    for split in info.splits.values():
+        for shard in split.shards:
+            if shard.name.startswith("/") or shard.name.partition("://")[0] in ("file", "local"):
+                raise UserError(
+                    f"{path} names the local file {shard.name}",
+                    "index the shards again where every reader reaches them",
+                )
 
 
 def write_dataset_info(url: str, info: DatasetInfo) -> None:

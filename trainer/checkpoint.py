@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -98,6 +98,13 @@ class Manifest(BaseModel):
     epoch_end: bool
     files: dict[str, dict[str, Any]]
     """name → {"bytes": size, "sha256": hex}"""
+
+    @field_validator("files")
+    @classmethod
+    def _lie_in_the_folder(cls, files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if any("/" in name or name in ("", ".", "..") for name in files):
+            raise ValueError("a file outside the checkpoint's folder")
+        return files
 
     @property
     def name(self) -> str:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from sharding import storage
 from sharding.errors import UserError
-from sharding.index import Labels, SparseRows, SplitIndex, read_labels, read_split
-from sharding.schema import INDEX, read_dataset_info
+from sharding.index import Labels, SparseRows, SplitIndex, check_places, read_labels, read_split
+from sharding.schema import INDEX, SplitInfo, read_dataset_info
 from trainer.data.cache import CacheConfig
 
 #: Splits with fewer samples are read whole: a copy a process is smaller than what torch itself takes.
@@ -44,7 +44,7 @@ def open_split(
     # The hash of the index alone is not enough: a converted file must be exactly what this dataset.json commits to.
     identity = hashlib.sha256(f"{split} {info.splits[split].index_sha256} {info.splits[split].samples}".encode())
     folder = _folder(config) / f"index-{identity.hexdigest()[:32]}"
-    _once(folder, lambda building: _convert(storage.join(root, split, "index.parquet"), building))
+    _once(folder, lambda building: _convert(storage.join(root, split, "index.parquet"), info.splits[split], building))
     strings = {name: pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all()[name] for name in _STRINGS}
     numbers = {name: _map(folder / name, dtype) for name, dtype in _NUMBERS.items()}
     if len(numbers["shard"]) != info.splits[split].samples:
@@ -108,7 +108,7 @@ def _once(folder: Path, build: Callable[[Path], None]) -> None:
             shutil.rmtree(building, ignore_errors=True)
 
 
-def _convert(url: str, folder: Path) -> None:
+def _convert(url: str, split: SplitInfo, folder: Path) -> None:
     """Write the columns of an index as flat files: numbers and labels as raw arrays, strings as Arrow IPC."""
     columns = [*_NUMBERS, *_STRINGS, *_ROWS]
     schema = pa.schema([INDEX.field(name) for name in columns])
@@ -127,6 +127,7 @@ def _convert(url: str, folder: Path) -> None:
         source = stack.enter_context(storage.open_file(url))
         for piece in pq.ParquetFile(source).iter_batches(_PIECE, columns=columns):
             table = pa.Table.from_batches([piece]).select(columns).cast(schema)
+            check_places(url, split, *(table[name].to_numpy() for name in _NUMBERS))
             for name, dtype in _NUMBERS.items():
                 table[name].to_numpy().astype(dtype, copy=False).tofile(raw[name])
             for name in _STRINGS:
