@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -277,3 +278,28 @@ def test_plan_is_a_function_of_records_and_options(tmp_path: Path) -> None:
         [task.table()["row"].to_numpy() for task in plan(tmp_path).tasks(plan(tmp_path).names()[:5])]
     )
     assert rows.tolist() == list(range(23))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_small_disk_and_read_only_disk_lose_nothing(tmp_path: Path, reference: dict[str, str]) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)], check=True)
+
+    mount("size=32k")
+    try:
+        with pytest.raises(UserError, match="no space left"):
+            run_plan(plan(disk / "out"), inline)
+        assert not list(disk.rglob("*.tmp"))
+        mount("remount", "size=4m", "ro")
+        with pytest.raises(UserError, match="cannot write to"):
+            run_plan(plan(disk / "out"), inline)
+        mount("remount", "rw")
+        states = []
+        run_plan(plan(disk / "out"), inline, progress=states.append)
+        assert states[-1].resumed >= 1
+        assert digests(disk / "out") == reference
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

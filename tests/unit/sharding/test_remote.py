@@ -125,7 +125,7 @@ def test_build_that_cannot_write_any_more_stops_and_goes_on_later(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     url = "s3://datasets/broken"
-    s3.write_fault = lambda key, number: 503 if "000003" in key else 200
+    s3.write_fault = lambda key, _: 503 if "000003" in key else 200
     with pytest.raises(UserError, match=r"s3://datasets/broken.*(SlowDown|reduce your request rate)"):
         run_plan(plan(url), inline)
     s3.write_fault = None

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fault_images import jpeg
 
 from sharding import sources
+from sharding.build import build_dataset
 from sharding.errors import UserError
+from sharding.index import read_split
 from sharding.records import SourceData
+from trainer.data.reader import ImageReader
 
 
 def load(path: Path, **options: object) -> SourceData:
@@ -128,3 +136,44 @@ def test_the_same_image_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "image,split,positive\na.jpg,train,cat\na.jpg,test,cat\n")
     with pytest.raises(UserError, match="'a' in train and test"):
         check_source(load(path))
+
+
+class _Photos(BaseHTTPRequestHandler):
+    """Serves photo-N.jpg; every address fails the first time it is asked for; what has no number is not there."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.asked[self.path] += 1
+        found = self.path.startswith("/photo-")
+        status = 404 if not found else 503 if self.asked[self.path] == 1 else 200
+        body = jpeg(int(self.path[7:-4])) if status == 200 else b"sorry"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_images_come_from_urls_and_from_the_folder(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Photos)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    (tmp_path / "near.jpg").write_bytes(jpeg(7))
+    rows = [f"a,{base}/photo-1.jpg,cat", "b,near.jpg,cat", f"c,{base}/gone.jpg,dog", f"d,{base}/photo-2.jpg,dog"]
+    table = write(tmp_path / "t.csv", "\n".join(["sample_id,image,pos", *rows]))
+    info = build_dataset("table", str(tmp_path / "out"), {"source": str(table)}, max_rejected=0.5)
+    server.shutdown()
+    server.server_close()
+
+    index = read_split(str(tmp_path / "out"), "train")
+    with ImageReader(index) as reader:
+        held = {index.sample_id(i): reader.read(i) for i in range(len(index))}
+    assert held == {"a": jpeg(1), "b": jpeg(7), "d": jpeg(2)}
+    assert info.splits["train"].rejected == 1
+    rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert [(r["sample_id"], r["reason"]) for r in rejected] == [("c", "not found")]
+    assert _Photos.asked == {"/photo-1.jpg": 2, "/photo-2.jpg": 2, "/gone.jpg": 1}
