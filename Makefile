@@ -28,10 +28,14 @@ test-all: $(INSTALLED) ## every test: also the slow ones (faults, soaks), and ne
 test-hosts: $(INSTALLED) ## several hosts as containers on this machine; needs root, buildah and more, builds the image
 	$(BIN)/pytest -m hosts tests/hosts
 
-check: $(INSTALLED) ## lint, formatting, types
+check: $(INSTALLED) ## lint, formatting, types, security patterns
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sharding trainer cluster
+
+audit: $(INSTALLED) ## known vulnerabilities of the pinned packages; asks the package index, so it needs the network
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 bench: $(INSTALLED) ## measure this machine, minutes; PHOTOS=DIR (a folder of JPEGs) measures the loader too
 	$(BIN)/boostlu bench index
