@@ -288,7 +288,7 @@ def test_small_disk_and_read_only_disk_lose_nothing(tmp_path: Path, reference: d
     def mount(*options: str) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)], check=True)
 
-    mount("size=32k")
+    mount("size=96k")
     try:
         with pytest.raises(UserError, match="no space left"):
             run_plan(plan(disk / "out"), inline)

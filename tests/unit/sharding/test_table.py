@@ -164,8 +164,10 @@ def test_images_come_from_urls_and_from_the_folder(tmp_path: Path) -> None:
     base = f"http://127.0.0.1:{server.server_address[1]}"
     (tmp_path / "near.jpg").write_bytes(jpeg(7))
     rows = [f"a,{base}/photo-1.jpg,cat", "b,near.jpg,cat", f"c,{base}/gone.jpg,dog", f"d,{base}/photo-2.jpg,dog"]
-    table = write(tmp_path / "t.csv", "\n".join(["sample_id,image,pos", *rows]))
-    info = build_dataset("table", str(tmp_path / "out"), {"source": str(table)}, max_rejected=0.5)
+    table = write(tmp_path / "t.csv", "\n".join(["name,image,positive", *rows]))
+    info = build_dataset(
+        "table", str(tmp_path / "out"), {"source": str(table), "id_column": "name"}, max_rejected=0.5
+    )
     server.shutdown()
     server.server_close()
 
