@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sharding.errors import UserError
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -101,6 +103,51 @@ def checkpoint(
     from cluster.bench.checkpoint import measure
 
     show(measure(backbone, classes, rounds, device), as_json)
+
+
+@app.command()
+def scaling(
+    model: Annotated[
+        bool, typer.Option("--model", help="Only print the table for many GPUs, from the constants.")
+    ] = False,
+    gpus: Annotated[list[int] | None, typer.Option(help="With --model: numbers of GPUs; default 8, 64, 512.")] = None,
+    backbone: Annotated[str, typer.Option(help="As model.backbone.")] = "small_resnet:32",
+    batch: Annotated[int, typer.Option(help="Images a process.")] = 16,
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 80,
+    rounds: Annotated[int, typer.Option(help="Rounds of 1 and 2 processes; the best counts.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """One and two processes on this machine, and a Ray of two workers; or, on paper, many GPUs (docs/SCALING.md)."""
+    if model:
+        _show_model(tuple(gpus or (8, 64, 512)), as_json)
+        return
+    from cluster.bench.scaling import measure
+
+    show(measure(backbone, batch, steps, rounds), as_json)
+
+
+def _show_model(gpus: tuple[int, ...], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from cluster.bench.scaling_model import Constants, estimate, table
+
+    if min(gpus) < 1:
+        raise UserError(f"--gpus {min(gpus)} is no number of GPUs", "give 1 or more")
+    if as_json:
+        constants = Constants()
+        estimates = [asdict(estimate(count, constants)) for count in gpus]
+        print(json.dumps({"constants": asdict(constants), "estimates": estimates}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    head, *rows = table(gpus)
+    shown = Table(head[0], box=None, header_style="bold")
+    for title in head[1:]:
+        shown.add_column(title, justify="right")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
 
 
 def show(figures: dict[str, Any], as_json: bool) -> None:

@@ -60,3 +60,9 @@ def test_what_is_recorded_from_two_reports() -> None:
     assert found["boostlu_communication_seconds"] == pytest.approx(0.5)
     assert (found["boostlu_steps"], found["boostlu_samples"], found["boostlu_corrections"]) == (10, 160, 7)
     assert "boostlu_loss" not in values(before, before)
+
+
+def test_the_documented_metrics_are_those_that_exist() -> None:
+    documented = (FOLDER.parents[2] / "docs" / "OBSERVABILITY.md").read_text()
+    rows = dict(re.findall(r"^\| `(ray_\w+)` \| (.*) \|$", documented, re.MULTILINE))
+    assert rows == {exported(name): metric.description for name, metric in METRICS.items()}

@@ -1,0 +1,150 @@
+"""One and two processes on this machine, each with the same share of the batch: speed, bytes a step, time to start.
+
+The processes use loopback. Where this may make a network namespace (root), they get one of their own, so that the
+bytes that its loopback carries are theirs alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.bench.scaling_model import ring_bytes, selection_payload
+from sharding.build import build_dataset
+from sharding.errors import UserError
+from trainer.events import read_events, step_history
+from trainer.registry import RunRegistry
+
+#: Steps that warm up: caches, DDP's bucket layout.
+WARM_UP = 10
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def measure(backbone: str, batch: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Train digit scenes with 1 and 2 processes in turn, ``rounds`` times, and once on Ray; ``batch`` a process."""
+    with tempfile.TemporaryDirectory(prefix="boostlu-bench-") as place:
+        folder = Path(place)
+        data = str(folder / "digits")
+        build_dataset("digits", data, {"train": batch * steps, "val": 32, "test": 32})
+        runs = {n: [_torchrun(folder, data, backbone, batch, n, number) for number in range(rounds)] for n in (1, 2)}
+        ray = _ray(folder, data, backbone, batch)
+    best = {n: max(results, key=lambda r: r["images_per_second"]) for n, results in runs.items()}
+    payload = best[1].pop("parameter_bytes")
+    best[2].pop("parameter_bytes")
+    expected = 2 * (ring_bytes(payload, 2) + ring_bytes(selection_payload(), 2))
+    return {
+        "backbone": backbone,
+        "batch_a_process": batch,
+        "rounds": rounds,
+        "cores": os.cpu_count(),
+        "gradient_bytes": payload,
+        "processes": best,
+        "efficiency": best[2]["images_per_second"] / (2 * best[1]["images_per_second"]),
+        "bytes_a_step_by_formula": expected,
+        "bytes_a_step_to_formula": best[2]["loopback_bytes_a_step"] / expected,
+        "ray_two_workers": ray,
+    }
+
+
+def _config(folder: Path, data: str, backbone: str, batch: int, processes: int, name: str) -> Path:
+    """Twice the batch takes half the steps an epoch, so two processes do two epochs."""
+    values = {
+        "name": name,
+        "epochs": processes,
+        "dataset": {"path": data, "image_size": 64},
+        "plan": {"global_batch": batch * processes},
+        "loader": {"threads": 1},
+        "model": {"backbone": backbone, "weights": "none"},
+        "loss": {"name": "ll-r"},
+        "workers": {"num": processes, "threads": 1},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def _torchrun(folder: Path, data: str, backbone: str, batch: int, processes: int, number: int) -> dict[str, Any]:
+    name = f"torchrun-{processes}-{number}"
+    config = _config(folder, data, backbone, batch, processes, name)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        "-m", "trainer", str(config), "--runs", str(folder),
+    ]  # fmt: skip
+    return _watched(command, RunRegistry(str(folder / name)))
+
+
+def _ray(folder: Path, data: str, backbone: str, batch: int) -> dict[str, Any]:
+    """Two workers on a private Ray: only the time to start and to end is of interest beside torchrun's."""
+    config = _config(folder, data, backbone, batch, 2, "ray-2")
+    command = [sys.executable, "-m", "cluster.cli.main", "train", str(config), "--runs", str(folder)]
+    found = _watched(command, RunRegistry(str(folder / "ray-2")))
+    return {key: found[key] for key in ("seconds_to_first_step", "images_per_second", "seconds_in_all")}
+
+
+def _watched(command: list[str], registry: RunRegistry) -> dict[str, Any]:
+    """Run a command to its end, noting what loopback carries once the first steps are done."""
+    alone = _own_network()
+    started = time.time()
+    process = subprocess.Popen(
+        [*alone, *command], env={**os.environ, **_ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    samples: list[tuple[int, int]] = []
+    while process.poll() is None:
+        done = len(step_history(read_events(registry.url)))
+        if done >= WARM_UP and (carried := _loopback_bytes(process.pid)) is not None:
+            samples.append((done, carried))
+        time.sleep(0.2)
+    if process.returncode:
+        last = process.stderr.read().decode().strip().splitlines() if process.stderr else []
+        raise UserError(f"{' '.join(command[:4])} ... failed: {last[-1] if last else ''}", "see --debug")
+    return _figures(registry, started, samples, bool(alone))
+
+
+def _figures(registry: RunRegistry, started: float, samples: list[tuple[int, int]], alone: bool) -> dict[str, Any]:
+    from trainer import checkpoint
+
+    history = step_history(read_events(registry.url))
+    steady = history[WARM_UP:]
+    first = history[0]
+    model = checkpoint.read_model(registry.url, registry.checkpoints()[-1])
+    spread = samples[-1][0] - samples[0][0] if samples else 0
+    return {
+        "images_per_second": sum(e["samples"] for e in steady) / sum(e["seconds"] + e["waited"] for e in steady),
+        "seconds_to_first_step": first["time"] - first["seconds"] - started,
+        "seconds_in_all": time.time() - started,
+        "steps": len(history),
+        "loopback_bytes_a_step": (samples[-1][1] - samples[0][1]) / spread if spread else None,
+        "loopback_is_its_own": alone,
+        "parameter_bytes": 4 * sum(t.numel() for name, t in model.items() if not _is_statistic(name)),
+    }
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def _own_network() -> list[str]:
+    """Return what to put before a command so that it has a loopback of its own; nothing where that cannot be had."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        return []
+    prefix = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    works = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+    return prefix if works.returncode == 0 else []
+
+
+def _loopback_bytes(pid: int) -> int | None:
+    """Return what the loopback of the process's network has sent so far."""
+    try:
+        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()
+    except OSError:
+        return None
+    counts = next((line.split(":")[1].split() for line in lines if line.strip().startswith("lo:")), None)
+    return int(counts[8]) if counts else None
