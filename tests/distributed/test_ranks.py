@@ -60,23 +60,23 @@ def test_ranks_select_the_same_entries(config_file: Path, tmp_path: Path, method
             assert first.select(["sample", "class", "epoch"]) == second.select(["sample", "class", "epoch"])
 
 
-def test_a_run_resumes_on_another_number_of_ranks(config_file: Path, tmp_path: Path) -> None:
-    """One rank goes on from a checkpoint that two ranks wrote, and ends where one rank alone ends."""
-    whole = run(config_file, 1, tmp_path / "a")
-    keep = ("checkpoint.every_steps=2", "checkpoint.keep_last=9")
-    done = torchrun(2, str(config_file), "--runs", str(tmp_path / "b"), "name=ranks1", *keep)
-    assert done.returncode == 0, done.stderr
-    registry = RunRegistry(str(tmp_path / "b" / "ranks1"))
-    for manifest in registry.checkpoints():
-        if manifest.step > 6:
-            registry.delete_checkpoint(manifest)
-    (Path(registry.url) / "result.json").unlink()
-    done = torchrun(1, "ranks1", "--runs", str(tmp_path / "b"), "--resume")
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_then_one_then_three_end_where_two_end(config_file: Path, tmp_path: Path) -> None:
+    """The run is cut at steps 4 and 12 (an epoch has 5), and goes on each time on another number of ranks."""
+    whole = run(config_file, 2, tmp_path / "a", "epochs=3")
+    registry = run(config_file, 2, tmp_path / "b", "epochs=3", "checkpoint.every_steps=2", "checkpoint.keep_last=9")
+    for step, ranks in ((4, 1), (12, 3)):
+        for manifest in registry.checkpoints():
+            if manifest.step > step:
+                registry.delete_checkpoint(manifest)
+        (Path(registry.url) / "result.json").unlink()
+        done = torchrun(ranks, "ranks2", "--runs", str(tmp_path / "b"), "--resume")
+        assert done.returncode == 0, done.stderr
     resumed = [e for e in read_events(registry.url) if e["event"] == "resumed"]
-    assert [(e["step"], e["workers"]) for e in resumed] == [(6, 1)]
+    assert [(e["step"], e["workers"]) for e in resumed] == [(4, 1), (12, 3)]
     history, expected = (step_history(read_events(r.url)) for r in (registry, whole))
-    assert {e["attempt"] for e in history} == {1, 2}
+    assert [e["attempt"] for e in history] == [1] * 4 + [2] * 8 + [3] * 3
+    for key in ("step", "samples", "picks", "hidden"):
+        assert [e[key] for e in history] == [e[key] for e in expected], key
     assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in expected], rel=1e-4)
     first, second = (checkpoint.read_model(r.url, r.checkpoints()[-1]) for r in (registry, whole))
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-5) for name in first)
