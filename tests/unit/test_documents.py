@@ -38,6 +38,12 @@ def test_make_targets_exist(document):
     assert set(re.findall(r"^make ([a-z-]+)", _code(document), re.MULTILINE)) <= targets
 
 
+def test_named_tests_exist(document):
+    assert not [
+        name for name in re.findall(r"`(tests/[\w/]+\.py)`", document.read_text()) if not (ROOT / name).exists()
+    ]
+
+
 def test_presets_exist(document):
     assert not [
         name for name in re.findall(r"configs/[a-z0-9_/-]+\.yaml", document.read_text()) if not (ROOT / name).exists()
