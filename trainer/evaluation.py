@@ -17,6 +17,7 @@ from sharding.errors import UserError
 from sharding.index import SplitIndex
 from sharding.schema import Strict
 from trainer import checkpoint
+from trainer.classes import output_columns
 from trainer.data.augment import Augment
 from trainer.data.labels import dense_labels
 from trainer.data.loader import Loader, Request
@@ -39,10 +40,13 @@ class EvaluateConfig(Strict):
     """CPUs that Ray reserves for the evaluator, beside those of the workers."""
     gpus: float = Field(default=0, ge=0)
     """GPUs that Ray reserves for the evaluator; 0 evaluates on the CPU."""
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Ray labels of the nodes that may evaluate, such as ``{role: evaluation}`` or ``{ray.io/accelerator-type: L4}``;
+    ``!value`` and ``in(a, b)`` work as in Ray. Empty = any node."""
     threads: int = Field(default=1, ge=1)
     """Threads of torch's CPU operators in the evaluator."""
     timeout_minutes: float = Field(default=60, gt=0)
-    """An evaluation that takes longer is stopped and counts as failed."""
+    """An evaluation that takes longer, its wait for resources included, is stopped and counts as failed."""
     weights: Literal["raw", "ema"] = "raw"
     """Whose mAP chooses the best checkpoint, and what is evaluated and explained; the other is reported beside it
     where ``optimizer.ema_decay`` keeps one."""
@@ -68,10 +72,12 @@ def score_split(
     config: RunConfig,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
+    columns: np.ndarray | None = None,
 ) -> Scores:
     """Run the model over every sample of ``index`` once; keep the logits of verified entries only.
 
-    ``progress`` is called with the number of samples done. Unreadable samples are left out and named.
+    ``progress`` is called with the number of samples done; ``columns`` int64 (C of the dataset,) says which output of
+    the model is which class (default: the same order). Unreadable samples are left out and named.
     """
     model.eval()
     augment = Augment(config.augment.model_copy(update={"mean": model.mean, "std": model.std}), config.seed, device)
@@ -88,6 +94,7 @@ def score_split(
             images = augment.normalise(batch.images.to(device, non_blocking=True))
             with torch.no_grad(), autocast(config, device):
                 logits = model(images).float()
+            logits = logits if columns is None else logits[:, torch.from_numpy(columns).to(device)]
             labels = dense_labels(index.labels, batch.samples, logits.shape[1], device)
             labels[torch.from_numpy(~batch.real)] = 0
             parts.append(verified_entries(torch.from_numpy(batch.samples), logits, labels))
@@ -139,19 +146,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on ``split`` and return the record that the registry keeps.
 
-    ``config`` may differ from the run's in ``model.alpha``, ``model.boost``, ``evaluate`` and ``dataset.path``.
+    ``config`` may differ from the run's in ``model.alpha``, ``model.boost``, ``evaluate`` and ``dataset.path``;
+    another dataset's classes are found by their ids, and the record has them in that dataset's order.
     """
     started = time.perf_counter()
     device = torch.device("cuda" if config.evaluate.gpus and torch.cuda.is_available() else "cpu")
     index = open_split(config.dataset.path, split, config.loader.cache)
-    check_classes(registry, index)
+    columns = output_columns(registry, index)
     model = load_model(registry, manifest, config).to(device)
-    scores = score_split(model, index, config, device, progress)
+    scores = score_split(model, index, config, device, progress, columns)
     entries, classes = scores.entries, index.dataset.classes
     if not np.isfinite(entries.scores).all():
         raise UserError(f"checkpoint {manifest.name} gives scores that are not finite", "use an older checkpoint")
     fitted_here = split == config.dataset.validation
-    thresholds = _fit(entries, len(classes)) if fitted_here else stored_thresholds(registry, manifest, config)
+    stored = stored_thresholds(registry, manifest, config)
+    thresholds = _fit(entries, len(classes)) if fitted_here else None if stored is None else stored[columns]
     measured = measure(
         entries,
         len(index) - len(scores.corrupt),
@@ -189,7 +198,8 @@ def _other_weights(
         return {}
     other: Literal["raw", "ema"] = "raw" if config.evaluate.weights == "ema" else "ema"
     chosen = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"weights": other})})
-    scores = score_split(load_model(registry, manifest, chosen).to(device), index, config, device)
+    columns = output_columns(registry, index)
+    scores = score_split(load_model(registry, manifest, chosen).to(device), index, config, device, columns=columns)
     measured = measure(scores.entries, len(index), len(index.dataset.classes)).to_dict()
     return {f"map_{other}": measured["map"]}
 
@@ -207,16 +217,3 @@ def stored_thresholds(registry: RunRegistry, manifest: Manifest, config: RunConf
     if record.get("thresholds") is None or (trained.alpha, trained.boost) != (config.model.alpha, config.model.boost):
         return None
     return np.array(record["thresholds"], np.float32)
-
-
-def check_classes(registry: RunRegistry, index: SplitIndex) -> None:
-    """Refuse a dataset whose classes are not those that the run's model was made for."""
-    trained = [c["id"] for c in registry.description()["classes"]]
-    given = [c.id for c in index.dataset.classes]
-    if trained != given:
-        raise UserError(
-            f"{index.root} has {len(given)} classes, the run {registry.name!r} was trained on {len(trained)} others"
-            if len(trained) != len(given)
-            else f"{index.root} has other classes, or another order, than the run {registry.name!r}",
-            "evaluate on a dataset with the run's classes",
-        )

@@ -31,7 +31,7 @@ def analyze(
     from sharding import storage
     from sharding.index import read_split
     from trainer.analysis import compare, summary
-    from trainer.evaluation import check_classes
+    from trainer.classes import require_same_classes
     from trainer.explain import Explainer
     from trainer.registry import RunRegistry, find_run
     from trainer.report.analysis_page import render_analysis
@@ -41,7 +41,7 @@ def analyze(
     config = explainers[0].config
     index = read_split(config.dataset.path, split or config.dataset.test or config.dataset.validation)
     for registry in (one, two):
-        check_classes(registry, index)
+        require_same_classes(registry, index)
     with Progress(transient=True) as bar:
         task = bar.add_task("explaining images", total=None)
         comparison = compare(*explainers, index, images, lambda done, of: bar.update(task, completed=done, total=of))

@@ -10,8 +10,8 @@ import numpy as np
 
 from sharding.index import SplitIndex, read_split
 from trainer.boxes import Boxes, read_boxes
+from trainer.classes import require_same_classes
 from trainer.data.reader import ImageReader
-from trainer.evaluation import check_classes
 from trainer.explain import Explainer, Explanation, image_batches
 from trainer.metrics import average_precision
 from trainer.registry import RunRegistry
@@ -105,7 +105,7 @@ def build_gallery(columns: Sequence[GalleryColumn], progress: Progress = lambda 
     config = explainers[0].config
     index = read_split(config.dataset.path, config.dataset.test or config.dataset.validation)
     for column in columns:
-        check_classes(RunRegistry.open(column.url), index)
+        require_same_classes(RunRegistry.open(column.url), index)
     images = min(candidates(max(explainer.side for explainer in explainers)), len(index))
     logits, readable = _score(explainers, index, images, progress)
     baseline, target = _compared(explainers)
