@@ -22,7 +22,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run asks Ray for: ``workers`` equal shares and one for the evaluator, each on one node."""
+    """What a run asks Ray for: at least ``workers`` equal shares and one for the evaluator, each on one node."""
 
     workers: int
     worker_cpus: float
@@ -33,7 +33,7 @@ class Need:
     @classmethod
     def of(cls, config: RunConfig) -> Need:
         workers, evaluate = config.workers, config.evaluate
-        return cls(workers.num, workers.cpus, workers.gpus, evaluate.cpus, evaluate.gpus)
+        return cls(workers.least, workers.cpus, workers.gpus, evaluate.cpus, evaluate.gpus)
 
     @property
     def cpus(self) -> float:
@@ -67,6 +67,13 @@ def why_not(need: Need, nodes: Sequence[Node]) -> str | None:
     if placed < need.workers:
         return f"beside the evaluator the nodes have room for {placed} workers, the run asks for {need.workers}"
     return None
+
+
+def room_for_workers(need: Need, nodes: Sequence[Node], beside_evaluator: bool = True) -> int:
+    """Return how many workers fit, at best, on what ``nodes`` have, beside the evaluator unless that is placed."""
+    if not beside_evaluator:
+        return sum(_room(node.cpus, node.gpus, need) for node in nodes)
+    return max(0, max((_placed(need, nodes, i) for i in range(len(nodes))), default=0))
 
 
 def _placed(need: Need, nodes: Sequence[Node], evaluator_on: int) -> int:

@@ -7,11 +7,14 @@ import time
 from typing import Any
 
 import ray
+from ray._common.ray_option_utils import validate_label_selector
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.metrics import RunMetrics
+from sharding.errors import UserError
 from trainer.checkpoint import Manifest
 from trainer.coordination import RunCoordinator
-from trainer.evaluation import evaluate
+from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.registry import RunRegistry
 from trainer.telemetry import Telemetry
 
@@ -27,6 +30,17 @@ def evaluate_task(run_url: str, manifest: Manifest, split: str, overrides: tuple
     return evaluate(registry, manifest, split, config)
 
 
+def evaluation_options(settings: EvaluateConfig) -> dict[str, Any]:
+    """Return the options of an evaluation task: its resources and the nodes that it may run on."""
+    options: dict[str, Any] = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
+    if settings.label_selector:
+        problem = validate_label_selector(settings.label_selector)
+        if problem is not None:
+            raise UserError(f"evaluate.label_selector={settings.label_selector}: {problem}", "see Ray's node labels")
+        options["label_selector"] = settings.label_selector
+    return options
+
+
 class Coordinator:
     """The actor's class. Coordinates one attempt. Methods run in threads; evaluation has a thread of its own."""
 
@@ -37,6 +51,7 @@ class Coordinator:
         self._metrics = RunMetrics(registry.name)
         self._metrics.evaluation(self._core.backlog)
         self._position: dict[str, Any] = {"step": 0, "loss": None}
+        self._evaluating = False
         self._stop = threading.Event()
         self._training_done = threading.Event()
         self._error: BaseException | None = None
@@ -62,9 +77,9 @@ class Coordinator:
         self._stop.set()
 
     def status(self) -> dict[str, Any]:
-        """Return step, loss and the newest validation result."""
+        """Return step, loss, the best validation result, and whether the evaluator is at work."""
         best = self._core.best()
-        return {**self._position, "validation_map": best[1] if best else None}
+        return {**self._position, "validation_map": best[1] if best else None, "evaluating": self._evaluating}
 
     def finish(self) -> dict[str, Any]:
         """Wait for the evaluations that are due, evaluate the best checkpoint on test, write the result."""
@@ -101,10 +116,17 @@ class Coordinator:
 
     def _evaluate(self, manifest: Manifest, split: str) -> dict[str, Any]:
         """Return the evaluation, or ``{"error": ...}`` once all tries have failed. Never raises for the evaluator."""
+        self._evaluating = True
+        try:
+            return self._try_to_evaluate(manifest, split)
+        finally:
+            self._evaluating = False
+
+    def _try_to_evaluate(self, manifest: Manifest, split: str) -> dict[str, Any]:
         settings = self._config.evaluate
         failure = ""
         for _ in range(settings.retries + 1):
-            task = evaluate_task.options(num_cpus=settings.cpus, num_gpus=settings.gpus).remote(
+            task = evaluate_task.options(**evaluation_options(settings)).remote(
                 self._core.registry.url, manifest, split
             )
             try:
@@ -113,10 +135,20 @@ class Coordinator:
                 ray.cancel(task, force=True)
                 failure = f"took longer than {settings.timeout_minutes:g} minutes"
             except ray.exceptions.RayError as error:
-                failure = str(error).strip().splitlines()[-1]
+                failure = _in_a_line(error)
             self._core.event("evaluation_failed", checkpoint=manifest.name, split=split, error=failure)
         return {"checkpoint": manifest.name, "step": manifest.step, "split": split, "error": failure}
 
 
-#: Threads beside the evaluator's: commits, reports, status and finish must not wait for each other.
-CoordinatorActor: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=8, max_restarts=0)
+def _in_a_line(error: ray.exceptions.RayError) -> str:
+    """Return what failed: the exception of a task that raised, or what happened to its process or node."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def start_coordinator(run_url: str, attempt: int) -> Any:
+    """Start the actor on the driver's own node: losing any other node must not cost the coordinator."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Threads beside the evaluator's: commits, reports, status and finish must not wait for each other.
+    options = {"num_cpus": 0, "max_concurrency": 8, "max_restarts": 0, "scheduling_strategy": here}
+    return ray.remote(Coordinator).options(**options).remote(run_url, attempt)

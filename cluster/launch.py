@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +17,16 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from cluster.coordinator import CoordinatorActor
+from cluster.coordinator import evaluation_options, start_coordinator
 from cluster.network import HostsTorchConfig
+from cluster.scaling import Growth, wait_for_workers
+from cluster.stopping import StopSignals
 from sharding import storage
 from sharding.errors import UserError
 from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.policies import Failure, after_failure
-from trainer.registry import RunRegistry
+from trainer.registry import RunRegistry, StaleAttempt
 from trainer.telemetry import Telemetry
 
 #: Seconds between a worker's reports to the coordinator, and so the delay of a stop request.
@@ -40,11 +41,13 @@ Watch = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run, or an attempt of it, ended: ``finished`` (with its result), ``interrupted`` or ``failed``."""
+    """How a run, or an attempt of it, ended: ``finished`` (with its result), ``interrupted``, ``failed``, or, of an
+    attempt only, ``resized``: stopped to go on with more workers."""
 
     outcome: str
     result: dict[str, Any] | None = None
     error: BaseException | None = None
+    reason: str = ""
 
 
 def drive(
@@ -52,77 +55,128 @@ def drive(
 ) -> Outcome:
     """Run attempts until the run is finished, stopped by a signal, or not worth another try.
 
-    The first SIGINT or SIGTERM stops training at a checkpoint, the second at once.
+    The first SIGINT or SIGTERM stops training at a checkpoint, the second at once. Every attempt has as many workers
+    as the cluster has room for; see :mod:`cluster.scaling`.
     """
     config = registry.config()
+    evaluation_options(config.evaluate)  # a wrong one is said now, not at the first evaluation
     failures: list[Failure] = []
-    while True:
-        attempt = registry.begin_attempt(config.workers.num, take_over)
-        outcome = _attempt(registry, config, attempt, watch)
-        reason = describe(outcome.error) if outcome.error is not None else ""
-        registry.end_attempt(attempt, outcome.outcome, reason)
-        if outcome.error is None:
-            return outcome
-        failures.append(_failure(registry, attempt, outcome.error))
-        restart = after_failure(failures, config.workers.max_failures)
-        if not restart.again:
-            return outcome
-        log(f"attempt {attempt} failed ({reason}); trying again in {restart.delay:g} s: {restart.reason}")
-        time.sleep(restart.delay)
-
-
-def _attempt(registry: RunRegistry, config: RunConfig, attempt: int, watch: Watch) -> Outcome:
-    """Run one attempt; never raises for what goes wrong inside it."""
-    coordinator = CoordinatorActor.remote(registry.url, attempt)
-    training: _Background | None = None
-    signals: list[int] = []
-    try:
-        with _stop_signals(lambda: coordinator.request_stop.remote(), signals):
-            ray.get(coordinator.ready.remote())
-            training = _Background(lambda: _trainer(registry, config, attempt, coordinator).fit())
-            _follow(training, coordinator, registry, attempt, watch, signals)
-            if signals:
+    stopped_to_grow = 0
+    with StopSignals(config.workers.grace_seconds) as signals:
+        while True:
+            workers = wait_for_workers(config, log, signals.__bool__)
+            if workers is None:
                 return Outcome("interrupted")
+            attempt = registry.begin_attempt(workers, take_over)
+            growth = Growth(config, workers, again=workers <= stopped_to_grow)
+            outcome = _Attempt(registry, config, attempt, growth, watch, signals).run()
+            reason = describe(outcome.error) if outcome.error is not None else outcome.reason
+            registry.end_attempt(attempt, outcome.outcome, reason)
+            stopped_to_grow = workers if outcome.outcome == "resized" else 0
+            if stopped_to_grow:
+                log(f"attempt {attempt} stopped at a checkpoint: {reason}")
+                continue
+            if outcome.error is None:
+                return outcome
+            failures.append(_failure(registry, attempt, outcome.error))
+            restart = after_failure(failures, config.workers.max_failures)
+            if not restart.again:
+                return outcome
+            log(f"attempt {attempt} failed ({reason}); trying again in {restart.delay:g} s: {restart.reason}")
+            signals.sleep(restart.delay)
+
+
+@dataclass
+class _Attempt:
+    """One attempt, from the start of its processes to their end."""
+
+    registry: RunRegistry
+    config: RunConfig
+    number: int
+    growth: Growth
+    watch: Watch
+    signals: StopSignals
+
+    def run(self) -> Outcome:
+        """Return how it ended; never raises for what goes wrong inside it."""
+        coordinator = start_coordinator(self.registry.url, self.number)
+        training: _Background | None = None
+        try:
+            ray.get(coordinator.ready.remote())
+            training = _Background(lambda: self._trainer(coordinator).fit())
+            more = self._follow(training, coordinator, self.growth)
+            if self.signals:
+                return Outcome("interrupted")
+            if more is not None:
+                return Outcome("resized", reason=f"{self.growth.running} workers, now there is room for {more}")
             finishing = _Background(lambda: ray.get(coordinator.finish.remote()))
-            _follow(finishing, coordinator, registry, attempt, watch, signals)
-            return Outcome("interrupted") if signals else Outcome("finished", result=finishing.value)
-    except KeyboardInterrupt:
-        return Outcome("interrupted")
-    except (TrainingFailedError, RayError, UserError) as error:
-        if signals:  # sent to the whole process group, a signal also ends a private cluster's own processes
+            self._follow(finishing, coordinator)
+            return Outcome("interrupted") if self.signals else Outcome("finished", result=finishing.value)
+        except KeyboardInterrupt:
             return Outcome("interrupted")
-        if training is not None:
-            # Workers without a coordinator fail at their next report; a new attempt needs their resources.
-            training.settle(WORKER_EXIT_SECONDS)
-        return Outcome("failed", error=root_cause(error))
-    finally:
-        ray.kill(coordinator)
+        except (TrainingFailedError, RayError, UserError, StaleAttempt) as error:
+            if self.signals:  # sent to the whole process group, a signal also ends a private cluster's own processes
+                return Outcome("interrupted")
+            if training is not None:
+                # Workers without a coordinator fail at their next report; a new attempt needs their resources.
+                training.settle(WORKER_EXIT_SECONDS)
+            return Outcome("failed", error=root_cause(error))
+        finally:
+            ray.kill(coordinator)
 
+    def _follow(self, work: _Background, coordinator: Any, growth: Growth | None = None) -> int | None:
+        """Wait for ``work``, keeping lease and watcher up to date and passing on wishes to stop.
 
-def _trainer(registry: RunRegistry, config: RunConfig, attempt: int, coordinator: Any) -> TorchTrainer:
-    """Describe the worker group. Ray Train's own records are kept apart and only say that an attempt took place:
-    the registry alone decides what a run resumes from."""
-    fs, path = storage.filesystem(registry.path("ray"))
-    local = storage.is_local(registry.url)
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"run": registry.url, "attempt": attempt, "coordinator": coordinator},
-        torch_config=HostsTorchConfig(backend="nccl" if config.workers.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.workers.num,
-            use_gpu=config.workers.gpus > 0,
-            resources_per_worker={
-                "CPU": config.workers.cpus,
-                **({"GPU": config.workers.gpus} if config.workers.gpus else {}),
-            },
-        ),
-        run_config=RayRunConfig(
-            name=f"attempt-{attempt:04d}",
-            storage_path=path,
-            storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
+        Returns the number of workers that there is room for, if training was asked to stop for them. A second signal
+        raises KeyboardInterrupt.
+        """
+        renewed, asked, more = time.monotonic(), False, None
+        evaluating = True
+        while not work.wait(0.2):
+            if self.signals.is_final():
+                raise KeyboardInterrupt
+            if growth is not None and more is None:
+                more = growth.wanted(evaluating)
+            if (self.signals or more is not None) and not asked:
+                coordinator.request_stop.remote()
+                asked = True
+            if time.monotonic() - renewed > LEASE_RENEWAL_SECONDS:
+                self._renew_lease()
+                renewed = time.monotonic()
+            answer = coordinator.status.remote()
+            if ray.wait([answer], timeout=1.0)[0]:
+                status = ray.get(answer)
+                evaluating = status["evaluating"]
+                self.watch(status)
+        return more
+
+    def _renew_lease(self) -> None:
+        """Storage that does not answer for a while is no reason to end a run; a newer attempt is."""
+        with suppress(OSError):
+            self.registry.check_owner(self.number)
+            self.registry.renew_lease(self.number)
+
+    def _trainer(self, coordinator: Any) -> TorchTrainer:
+        """Describe the worker group. Ray Train's own records are kept apart and only say that an attempt took place:
+        the registry alone decides what a run resumes from."""
+        fs, path = storage.filesystem(self.registry.path("ray"))
+        local, needs = storage.is_local(self.registry.url), self.config.workers
+        return TorchTrainer(
+            _worker,
+            train_loop_config={"run": self.registry.url, "attempt": self.number, "coordinator": coordinator},
+            torch_config=HostsTorchConfig(backend="nccl" if needs.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=self.growth.running,
+                use_gpu=needs.gpus > 0,
+                resources_per_worker={"CPU": needs.cpus, **({"GPU": needs.gpus} if needs.gpus else {})},
+            ),
+            run_config=RayRunConfig(
+                name=f"attempt-{self.number:04d}",
+                storage_path=path,
+                storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -189,43 +243,6 @@ class _Background:
         self._thread.join(seconds)
 
 
-def _follow(
-    work: _Background, coordinator: Any, registry: RunRegistry, attempt: int, watch: Watch, signals: list[int]
-) -> None:
-    """Wait for ``work``, keeping the lease and the watcher up to date. A second signal raises KeyboardInterrupt."""
-    renewed = time.monotonic()
-    while not work.wait(0.2):
-        if len(signals) > 1:
-            raise KeyboardInterrupt
-        if time.monotonic() - renewed > LEASE_RENEWAL_SECONDS:
-            registry.check_owner(attempt)
-            registry.renew_lease(attempt)
-            renewed = time.monotonic()
-        status = coordinator.status.remote()
-        if ray.wait([status], timeout=1.0)[0]:
-            watch(ray.get(status))
-
-
-@contextmanager
-def _stop_signals(on_first: Callable[[], Any], received: list[int]) -> Iterator[None]:
-    """Add SIGINT and SIGTERM to ``received`` while the block runs; ``on_first`` is called at the first one."""
-
-    def handle(number: int, _frame: Any) -> None:
-        received.append(number)
-        if len(received) == 1:
-            on_first()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def root_cause(error: BaseException) -> BaseException:
     """Return the error of the user's or this project's own making that lies within Ray's wrappers."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
@@ -255,5 +272,5 @@ def _failure(registry: RunRegistry, attempt: int, error: BaseException) -> Failu
         error=describe(error),
         step=steps[-1]["step"] if steps else -1,
         committed=max(committed, default=-1),
-        deterministic=isinstance(error, UserError),
+        deterministic=isinstance(error, UserError | StaleAttempt),
     )

@@ -76,6 +76,7 @@ def run_here(world: World, config_url: str, overrides: list[str], runs: str, res
 def _open(config_url: str, overrides: list[str], runs: str, resume: bool, workers: int) -> tuple[str, int]:
     if resume:
         registry = RunRegistry.open(find_run(runs, config_url))
+        registry.amend(overrides)
     else:
         config = load_config(config_url, overrides)
         registry = RunRegistry.create(runs, config, read_split(config.dataset.path, config.dataset.train).dataset)

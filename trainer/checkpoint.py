@@ -23,6 +23,7 @@ import io
 import json
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,9 @@ class CheckpointConfig(Strict):
     """Checkpoint when so many minutes have passed since the last one, by the first worker's clock."""
     keep_every_epochs: int | None = Field(default=None, ge=1)
     """Also keep the checkpoint at the end of every so many epochs, for good."""
+    timeout_minutes: float = Field(default=30, gt=0)
+    """A checkpoint that is not written after so long fails the attempt. (While training waits for one it counts as
+    no hang, however slow the storage is.)"""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints to keep. The best on validation is always kept, and so is one being evaluated."""
 
@@ -147,18 +151,18 @@ def write_checkpoint(run_url: str, snapshot: Snapshot) -> Manifest:
         },
     )
     for name, content in contents.items():
-        _write_with_retries(checkpoint_url(run_url, manifest.name, name), content)
+        write_with_retries(checkpoint_url(run_url, manifest.name, name), content)
     return manifest
 
 
-def _write_with_retries(url: str, content: bytes) -> None:
-    """Write a file; a storage that fails for a while costs time, not the checkpoint. A full disk will not heal."""
-    for wait in (*WRITE_WAITS, None):
+def write_with_retries(url: str, content: bytes, waits: Sequence[float] = WRITE_WAITS) -> None:
+    """Write a file; storage that fails for a while costs time, not the file. A full disk does not heal by itself."""
+    for wait in (*waits, None):
         try:
             storage.write_atomic(url, content)
             return
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except Exception as error:  # each kind of storage has errors of its own
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise UserError(f"no space left for {url}", "free some space and resume; nothing is lost") from error
             if wait is None:
                 raise
@@ -167,7 +171,8 @@ def _write_with_retries(url: str, content: bytes) -> None:
 
 def commit(run_url: str, manifest: Manifest) -> None:
     """Make the checkpoint exist."""
-    storage.write_json(checkpoint_url(run_url, manifest.name, "manifest.json"), manifest.model_dump())
+    content = json.dumps(manifest.model_dump(), indent=2, sort_keys=True) + "\n"
+    write_with_retries(checkpoint_url(run_url, manifest.name, "manifest.json"), content.encode())
 
 
 def checkpoint_url(run_url: str, name: str, file: str = "") -> str:

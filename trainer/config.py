@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from sharding import storage
 from sharding.errors import UserError, did_you_mean
@@ -45,6 +45,9 @@ class DatasetConfig(Strict):
 class WorkersConfig(Strict):
     num: int = Field(default=2, ge=1)
     """DDP workers, one process each. Under torchrun ``--nproc-per-node`` decides instead."""
+    min: int | None = Field(default=None, ge=1)
+    """Fewest workers to go on with while the cluster has no room for ``num``; with room again the run grows back. The
+    global batch stays the same. None = always ``num``."""
     cpus: float = Field(default=1, gt=0)
     """CPUs that Ray reserves for one worker."""
     gpus: float = Field(default=0, ge=0)
@@ -61,6 +64,23 @@ class WorkersConfig(Strict):
     batch are accumulated exactly, large-loss selection included. None = no limit."""
     max_failures: int = Field(default=3, ge=0)
     """Failed attempts in a row without a new checkpoint before the run is given up."""
+    grace_seconds: float = Field(default=60, gt=0)
+    """How long after SIGTERM the run may take to reach its checkpoint; then it ends without. Set it below the time
+    after which your cluster kills (Kubernetes: terminationGracePeriodSeconds; a spot machine's notice)."""
+    straggler_factor: float = Field(default=2.0, gt=1)
+    """A rank that takes this many times the median rank's time of a step, waits for others left out, is reported."""
+
+    @field_validator("min")
+    @classmethod
+    def _at_most_num(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > info.data.get("num", value):
+            raise ValueError(f"that is more than workers.num={info.data['num']}")
+        return value
+
+    @property
+    def least(self) -> int:
+        """Fewest workers that an attempt starts with."""
+        return self.num if self.min is None else self.min
 
 
 class RunConfig(Strict):

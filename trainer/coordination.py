@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from sharding.errors import UserError
 from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.events import EventLog
 from trainer.policies import best_checkpoint, next_evaluation, superfluous
 from trainer.registry import RunRegistry
+
+_EVALUATE_AGAIN = "all checkpoints are kept; `boostlu resume` does the evaluations that are missing"
 
 
 class RunCoordinator:
@@ -40,8 +43,7 @@ class RunCoordinator:
     def take_evaluation(self) -> Manifest | None:
         """Return the next checkpoint to evaluate on validation, protected from deletion until it is recorded."""
         with self._lock:
-            done = self.registry.evaluations(self.config.dataset.validation).keys()
-            manifest = next_evaluation(self.registry.checkpoints(), done, self.config.evaluate.max_backlog)
+            manifest = next_evaluation(self.registry.checkpoints(), self._done(), self.config.evaluate.max_backlog)
             if manifest is not None:
                 self._pinned.add(manifest.name)
             return manifest
@@ -51,7 +53,7 @@ class RunCoordinator:
         fenced off: a stale attempt may not prune either, it does not know what its successor is evaluating."""
         with self._lock:
             self.registry.check_owner(self.attempt)
-            self.registry.record_evaluation(manifest.name, split, record)
+            self.registry.record_evaluation(manifest.name, split, {**record, "attempt": self.attempt})
             self._pinned.discard(manifest.name)
             fields = {key: record[key] for key in ("map", "classes_averaged", "seconds", "error") if key in record}
             self.event("evaluation", checkpoint=manifest.name, step=manifest.step, split=split, **fields)
@@ -65,10 +67,21 @@ class RunCoordinator:
             return (best, scores[best.name]) if best is not None else None
 
     def conclude(self, test: dict[str, Any] | None) -> dict[str, Any]:
-        """Write the run's result: the best checkpoint and its test record; the run is finished then."""
+        """Write the run's result: the best checkpoint and its test record; the run is finished then.
+
+        Raises :class:`UserError` when evaluations that the result needs have failed: the run is not done without."""
         with self._lock:
             self.registry.check_owner(self.attempt)
             chosen = self.best()
+            failed = [
+                r["error"] for r in self.registry.evaluations(self.config.dataset.validation).values() if "error" in r
+            ]
+            if chosen is None and failed:
+                raise UserError(f"no checkpoint could be evaluated: {failed[-1]}", _EVALUATE_AGAIN)
+            if test is not None and "error" in test:
+                raise UserError(
+                    f"the best checkpoint could not be evaluated on test: {test['error']}", _EVALUATE_AGAIN
+                )
             result: dict[str, Any] = {"best": None, "validation_map": None, "test": test}
             if chosen is not None:
                 manifest, score = chosen
@@ -88,13 +101,18 @@ class RunCoordinator:
         with self._lock:
             self._log.close()
 
+    def _done(self) -> set[str]:
+        """Return the checkpoints that need no evaluation on validation any more. One that failed for good stays so
+        for its attempt; the next attempt, perhaps on a sound evaluator, tries again."""
+        records = self.registry.evaluations(self.config.dataset.validation)
+        return {name for name, r in records.items() if "error" not in r or r.get("attempt") == self.attempt}
+
     def _scores(self) -> dict[str, float]:
         records = self.registry.evaluations(self.config.dataset.validation)
         return {name: record["map"] for name, record in records.items() if record.get("map") is not None}
 
     def _prune(self) -> None:
-        manifests, scores = self.registry.checkpoints(), self._scores()
-        done = self.registry.evaluations(self.config.dataset.validation)
+        manifests, scores, done = self.registry.checkpoints(), self._scores(), self._done()
         waiting = {m.name for m in manifests if m.epoch_end and m.name not in done}
         self.backlog = len(waiting)
         rule = self.config.checkpoint

@@ -40,6 +40,14 @@ class HangWatch:
         if self._last is not None:
             self._durations.append(now - self._last)
         self._last = now
+        self._wind_up()
+
+    def excuse(self) -> None:
+        """Say that the process waits for something that has a time limit of its own; the wait counts for nothing."""
+        self._last = time.monotonic()
+        self._wind_up()
+
+    def _wind_up(self) -> None:
         faulthandler.dump_traceback_later(self.patience(), exit=True, file=self._file or STDERR)
 
     def patience(self) -> float:

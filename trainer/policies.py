@@ -1,9 +1,12 @@
-"""What to keep, what to evaluate next, what is best, whether to try again: pure functions over plain data."""
+"""What to keep, what to evaluate next, what is best, whether to try again, with how many workers, who is slow: pure
+functions over plain data."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Literal
 
 from trainer.checkpoint import Manifest
 
@@ -50,6 +53,37 @@ def superfluous(
     if keep_every_epochs is not None:
         keep |= {m.name for m in ordered if m.epoch_end and m.epoch % keep_every_epochs == 0}
     return [m for m in ordered if m.name not in keep]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``start`` an attempt with so many workers, ``wait`` for room, ``keep`` the attempt as it is, or end it at a
+    checkpoint to ``grow``."""
+
+    action: Literal["start", "wait", "keep", "grow"]
+    workers: int
+
+
+def scale(running: int, room: int, least: int, most: int, settled: bool) -> Scale:
+    """Decide how many workers a run is to have.
+
+    running: workers of the attempt under way, 0 = none · room: workers that the cluster could hold, those included ·
+    least, most: ``workers.min`` and ``workers.num`` · settled: whether ``room`` has been the same for long enough to
+    be believed. An attempt is never ended to shrink: when its node goes, it fails by itself.
+    """
+    fits = min(room, most)
+    if running:
+        return Scale("grow", fits) if settled and fits > running else Scale("keep", running)
+    if fits == most or (settled and fits >= least):
+        return Scale("start", fits)
+    return Scale("wait", 0)
+
+
+def stragglers(seconds: Sequence[float], factor: float) -> list[int]:
+    """Return the ranks that take more than ``factor`` times the median rank's seconds (the lower of two medians, so
+    that one of two ranks can be found)."""
+    usual = statistics.median_low(seconds)
+    return [rank for rank, own in enumerate(seconds) if own > factor * usual]
 
 
 @dataclass(frozen=True)

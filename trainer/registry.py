@@ -6,7 +6,7 @@
       run.json            what the run is: schema version, dataset fingerprint, classes
       config.yaml         the configuration as resolved
       lease.json          who drives the run now, renewed every few seconds
-      attempts/0001.json  one a start; 0001.end.json says how it ended
+      attempts/0001.json  one a start, with its settings; 0001.end.json says how it ended
       events/             see trainer.events
       checkpoints/        see trainer.checkpoint
       evaluations/        CHECKPOINT.SPLIT.json
@@ -23,22 +23,26 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from sharding import storage
 from sharding.errors import UserError, did_you_mean
 from sharding.schema import DatasetInfo
 from trainer import checkpoint
-from trainer.checkpoint import Manifest
+from trainer.amendments import changes, refuse_changes
+from trainer.checkpoint import Manifest, write_with_retries
 from trainer.config import RunConfig, make_config
 
 SCHEMA_VERSION = 1
 
 #: A lease that was not renewed for so long is free, when its process cannot be looked up on this host.
 LEASE_SECONDS = 30.0
+
+#: Seconds between the tries to record the end of an attempt: five minutes in all, it is the driver's last word.
+ATTEMPT_WAITS = (0.5, 1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
 
 
 class StaleAttempt(Exception):
@@ -110,36 +114,57 @@ class RunRegistry:
     # ── attempts ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin_attempt(self, workers: int, take_over: bool = False) -> int:
-        """Number the next attempt and take the lease; refuses while another driver is alive unless told to."""
-        lease = self.lease()
-        if lease is not None and not take_over and lease_is_alive(lease):
-            raise UserError(
-                f"run {self.name!r} is being driven by process {lease['pid']} on {lease['host']}",
-                "stop it first, or add --take-over if you know that it is gone",
-            )
-        number = max(self.attempts(), default=0) + 1
+        """Number the next attempt and take the lease; refuses while another driver is alive unless told to, and when
+        config.yaml differs from the attempt before in settings that make it another run."""
+        if not take_over:
+            self.refuse_if_driven()
+        attempts = self.attempts()
+        number = max(attempts, default=0) + 1
+        settings = self.config().model_dump(mode="json")
+        before = attempts.get(number - 1, {}).get("config")
+        if before is not None:
+            refuse_changes(changes(before, settings), self.name)
         description = {**_this_process(), "attempt": number, "started": time.time(), "workers": workers}
+        description["config"] = settings
         while not storage.create_exclusive(self._attempt_path(number), _json_bytes(description)):
             number += 1
             description["attempt"] = number
         self.renew_lease(number)
         return number
 
+    def refuse_if_driven(self) -> None:
+        """Raise :class:`UserError` while another driver is alive."""
+        lease = self.lease()
+        if lease is not None and lease_is_alive(lease):
+            raise UserError(
+                f"run {self.name!r} is being driven by process {lease['pid']} on {lease['host']}",
+                "stop it first, or add --take-over if you know that it is gone",
+            )
+
+    def amend(self, overrides: list[str]) -> None:
+        """Change the settings with which the next attempt goes on; refuses those that make it another run."""
+        if not overrides:
+            return
+        before, after = self.config(), self.config(overrides)
+        refuse_changes(changes(before.model_dump(mode="json"), after.model_dump(mode="json")), self.name)
+        write_with_retries(self.path("config.yaml"), after.to_yaml().encode())
+
     def end_attempt(self, number: int, outcome: str, reason: str = "", **details: Any) -> None:
         """Record how an attempt ended: ``finished``, ``interrupted`` or ``failed``; frees the lease."""
         record = {"attempt": number, "ended": time.time(), "outcome": outcome, "reason": reason, **details}
-        storage.write_json(self._attempt_path(number, ".end"), record)
+        write_with_retries(self._attempt_path(number, ".end"), _json_bytes(record), ATTEMPT_WAITS)
         lease = self.lease()
         if lease is not None and lease["attempt"] == number:
             storage.remove(self.path("lease.json"))
 
     def attempts(self) -> dict[int, dict[str, Any]]:
-        """Return number → description, with the fields of its end once it has ended."""
+        """Return number → description, with the fields of its end once it has ended. A torn file says that there was
+        an attempt, and nothing else."""
         found: dict[int, dict[str, Any]] = {}
         for name in storage.list_names(self.path("attempts")):
             number = name.split(".")[0]
             if number.isdigit():
-                found.setdefault(int(number), {}).update(storage.read_json(self.path("attempts", name)))
+                found.setdefault(int(number), {}).update(_read_or_none(self.path("attempts", name)) or {})
         return dict(sorted(found.items()))
 
     def check_owner(self, attempt: int) -> None:
@@ -152,10 +177,7 @@ class RunRegistry:
         storage.write_json(self.path("lease.json"), {**_this_process(), "attempt": attempt, "renewed": time.time()})
 
     def lease(self) -> dict[str, Any] | None:
-        try:
-            return storage.read_json(self.path("lease.json"))
-        except (FileNotFoundError, UserError):
-            return None
+        return _read_or_none(self.path("lease.json"))
 
     def _attempt_path(self, number: int, suffix: str = "") -> str:
         return self.path("attempts", f"{number:04d}{suffix}.json")
@@ -199,25 +221,25 @@ class RunRegistry:
         storage.remove(checkpoint.checkpoint_url(self.url, name))
 
     def record_evaluation(self, checkpoint_name: str, split: str, record: dict[str, Any]) -> None:
-        storage.write_json(self.path("evaluations", f"{checkpoint_name}.{split}.json"), record)
+        write_with_retries(self.path("evaluations", f"{checkpoint_name}.{split}.json"), _json_bytes(record))
 
     def evaluations(self, split: str) -> dict[str, dict[str, Any]]:
-        """Return checkpoint name → record, for every evaluation of ``split``, failed ones included."""
+        """Return checkpoint name → record, for every evaluation of ``split``, failed ones included. A torn record is
+        as good as none: the checkpoint is evaluated again."""
         suffix = f".{split}.json"
-        return {
-            name.removesuffix(suffix): storage.read_json(self.path("evaluations", name))
+        found = {
+            name.removesuffix(suffix): _read_or_none(self.path("evaluations", name))
             for name in storage.list_names(self.path("evaluations"))
             if name.endswith(suffix)
         }
+        return {name: record for name, record in found.items() if record is not None}
 
     def write_result(self, result: dict[str, Any]) -> None:
-        storage.write_json(self.path("result.json"), result)
+        write_with_retries(self.path("result.json"), _json_bytes(result))
 
     def result(self) -> dict[str, Any] | None:
-        try:
-            return storage.read_json(self.path("result.json"))
-        except FileNotFoundError:
-            return None
+        """Return the result of a finished run; a torn one counts as none, and the next attempt writes it again."""
+        return _read_or_none(self.path("result.json"))
 
     def state(self) -> str:
         """Return ``finished``, ``running``, ``interrupted`` or ``failed``, or ``stopped`` when nobody said why."""
@@ -233,23 +255,43 @@ class RunRegistry:
 def lease_is_alive(lease: dict[str, Any]) -> bool:
     """Whether the driver that holds ``lease`` may still be at work.
 
-    On its own host the process table knows; elsewhere only the age of the lease tells.
+    On its own host the process table knows. Elsewhere the age of the lease tells: one from the future says as little
+    as an old one, its host's clock or this one's has jumped. A wrong guess lets a second driver start, and the first
+    one's next commit is refused.
     """
     if lease["host"] == socket.gethostname():
-        try:
-            process = psutil.Process(lease["pid"])
-            return abs(process.create_time() - lease["pid_started"]) < 1.0 and lease["pid"] != os.getpid()
-        except psutil.NoSuchProcess:
-            return False
-    return time.time() - lease["renewed"] < LEASE_SECONDS
+        started = _started(lease["pid"])
+        known = lease.get("ticks", started)  # leases of older versions do not say
+        return started is not None and started == known and lease["pid"] != os.getpid()
+    return abs(time.time() - lease["renewed"]) < LEASE_SECONDS
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process of this host started, in clock ticks since boot, which no change of the wall clock
+    alters; None when there is no such process."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = content.rpartition(")")[2].split()  # the name in parentheses may hold anything
+    return None if after_name[0] in "ZX" else int(after_name[19])
 
 
 def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": psutil.Process().create_time()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "ticks": _started(os.getpid())}
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _read_or_none(url: str) -> dict[str, Any] | None:
+    """Read a JSON file that others may be writing, or that a crash of its host has torn; None if it is not whole."""
+    try:
+        value = json.loads(storage.read_bytes(url))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def find_run(runs: str, run: str) -> str:

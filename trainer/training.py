@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import torch
 
 from sharding.errors import UserError
-from trainer.checkpoint import Manifest, Snapshot, TrainingPosition, copy_to_host, write_checkpoint
+from trainer.checkpoint import CheckpointConfig, Manifest, Snapshot, TrainingPosition, copy_to_host, write_checkpoint
 from trainer.config import RunConfig
 from trainer.corrections import Corrections
 from trainer.data.loader import Batch, Corrupt, Loader, Request
@@ -22,6 +22,7 @@ from trainer.events import EventLog, TensorBoard
 from trainer.hang import HangWatch
 from trainer.losses import Progress
 from trainer.optimization import lr_factor, set_learning_rate
+from trainer.pace import Pace
 from trainer.parts import Parts, build_parts, restore
 from trainer.profiling import StepProfiler
 from trainer.registry import RunRegistry
@@ -52,13 +53,15 @@ def train(
     total_steps = config.epochs * parts.plan.steps_per_epoch
     with (
         Recorder(registry, attempt, world) as recorder,
-        CheckpointWriter(registry, commit, recorder, in_background) as writer,
+        CheckpointWriter(registry, commit, recorder, in_background, config.checkpoint.timeout_minutes) as writer,
         _open_loader(parts, world) as loader,
         StepProfiler(config.profile, registry.url, attempt, world) as profiler,
         # In line, the first rank evaluates while the others wait for it: no hang, however long.
         _hang_watch(registry, config, attempt, world) if in_background else nullcontext() as watch,
     ):
         step, epoch, step_in_epoch, corrupt = _resume(registry, parts, world, recorder)
+        excuse = watch.excuse if watch is not None else lambda: None
+        pace = Pace(world, config.workers.straggler_factor)
         finished, totals, meter = True, Totals(), StepMeter(parts.network, world.device)
         batches = loader.batches(_requests(parts.plan, config, world, epoch, step_in_epoch))
         waited_from = time.perf_counter()
@@ -75,6 +78,8 @@ def train(
             corrupt = _note_corrupt(world, batch, corrupt, parts, recorder)
             times = meter.times(time.perf_counter() - started, started - waited_from)
             totals.add(result.loss, result.samples, times)
+            for straggler in pace.add(times):
+                recorder.event("straggler", step=step, **straggler)
             recorder.step(step, batch.epoch, lr, result, times)
             step, step_in_epoch = step + 1, batch.step + 1
 
@@ -86,13 +91,14 @@ def train(
                 parts.loss.finish_epoch(Progress(batch.epoch, config.epochs))
             if epoch_end or result.stop or result.save or (every is not None and step % every == 0):
                 within = 0 if epoch_end else step_in_epoch
-                writer.save(parts, world, _position(parts, attempt, step, epoch, within, corrupt))
+                writer.save(parts, world, _position(parts, attempt, step, epoch, within, corrupt), excuse)
             if result.stop and step < total_steps:
                 finished = False
                 break
             if watch is not None:
                 watch.beat()
             waited_from = time.perf_counter()
+        writer.settle(world, excuse)
         batches.close()
     world.barrier()
     return finished
@@ -248,8 +254,14 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, registry: RunRegistry, commit: Callable[[Manifest], None], recorder: Recorder, in_background: bool
+        self,
+        registry: RunRegistry,
+        commit: Callable[[Manifest], None],
+        recorder: Recorder,
+        in_background: bool,
+        timeout_minutes: float = CheckpointConfig().timeout_minutes,
     ) -> None:
+        self._timeout = 60 * timeout_minutes
         self._registry, self._commit, self._recorder = registry, commit, recorder
         self._in_background = in_background
         self._saved_at = time.monotonic()
@@ -267,15 +279,35 @@ class CheckpointWriter:
         """Whether so many minutes have passed since the last checkpoint."""
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
-    def save(self, parts: Parts, world: World, position: TrainingPosition) -> None:
+    def settle(self, world: World, excuse: Callable[[], None] = lambda: None) -> None:
+        """Wait until the save before is written and raise what went wrong with it. Collective, with all ranks waiting
+        in step, so that each of them can ``excuse`` itself from the hang watch."""
+        pause = 0.005
+        while True:
+            late = self.busy() and time.monotonic() - self._saved_at > self._timeout
+            busy, given_up = world.sum([float(self.busy()), float(late)])
+            if given_up:
+                raise TimeoutError(f"a checkpoint was not written within {self._timeout / 60:g} minutes")
+            if not busy:
+                break
+            excuse()
+            time.sleep(pause)
+            pause = min(1.0, 2 * pause)
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def save(
+        self, parts: Parts, world: World, position: TrainingPosition, excuse: Callable[[], None] = lambda: None
+    ) -> None:
         """Copy the state to host memory and return; the rest happens in the background. Collective."""
+        began = time.perf_counter()
         if parts.corrections is not None:
             parts.corrections.merge()
         parts.loss.synchronize()
+        self.settle(world, excuse)
         if not world.is_first:
             return
-        began = time.perf_counter()
-        self._wait()
         self._saved_at = time.monotonic()
         snapshot = Snapshot(
             model=copy_to_host(parts.model.state_dict()),
@@ -299,17 +331,11 @@ class CheckpointWriter:
         self._commit(write_checkpoint(self._registry.url, snapshot))
         self.seconds = time.perf_counter() - began
 
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._wait()
-        finally:
-            self._thread.shutdown(wait=True)
+    def __exit__(self, *_: object) -> None:
+        """After an error a save under way may still be completed, and then be what the next attempt starts from."""
+        if self._pending is not None:
+            wait([self._pending], timeout=max(0.0, self._saved_at + self._timeout - time.monotonic()))
+        self._thread.shutdown(wait=False)

@@ -42,7 +42,7 @@ def measure(backbone: str, classes: int, rounds: int, device: str) -> dict[str, 
             for number in range(rounds):
                 waits.append(_seconds(lambda n=number: _save_and_wait(folder, parts, n)))  # type: ignore[misc]
                 stalls.append(_seconds(lambda n=number: writer.save(parts, world, _position(n + rounds))))  # type: ignore[misc]
-                writer._wait()
+                writer.settle(world)
             alone = statistics.median(_seconds(step) for _ in range(2 * rounds))
             during = []
             for number in range(rounds):

@@ -55,22 +55,31 @@ def train(
 
 def resume(
     run: Annotated[str, typer.Argument(help="Name of the run below --runs, or its path or URL.")],
+    overrides: Overrides = None,
     runs: Runs = "runs",
     address: Address = None,
     take_over: Annotated[bool, typer.Option("--take-over", help="Even if a driver seems to be at work.")] = False,
 ) -> None:
     """Go on with a run from its newest sound checkpoint, at the exact step.
 
-    Example:  boostlu resume coco_mini
+    Examples:  boostlu resume coco_mini  ·  boostlu resume coco_mini workers.num=4 epochs=20
+
+    Only settings that leave it the same run may change: epochs, workers.*, checkpoint.*, evaluate.*, loader.* ...
     """
     from trainer.registry import RunRegistry, find_run
 
     registry = RunRegistry.open(find_run(runs, run))
     result = registry.result()
     if result is not None:
+        if overrides:
+            raise UserError(f"run {registry.name} is finished already", "start a new run with other settings")
         print(f"run {registry.name} is finished already")
         print_result(registry.url, result)
         return
+    if not take_over:
+        registry.refuse_if_driven()
+    registry.amend(overrides or [])
+    _check_dataset(registry)
     _say_where(registry)
     run_and_print(registry, address, take_over)
 
@@ -90,7 +99,24 @@ def _go_on(registry: Any, settings: Any, address: str | None) -> None:
         if lease["host"] == socket.gethostname() or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    resume(registry.url, registry.url, address)
+    resume(registry.url, address=address)
+
+
+def _check_dataset(registry: Any) -> None:
+    """Refuse a dataset that is not the run's own before anything is started."""
+    from sharding.index import read_split
+
+    dataset = registry.config().dataset
+    found, expected = (
+        read_split(dataset.path, dataset.train).dataset.fingerprint,
+        registry.description()["fingerprint"],
+    )
+    if found != expected:
+        raise UserError(
+            f"{dataset.path} is not the dataset of run {registry.name!r} (fingerprint {found[:12]}, the run's is "
+            f"{expected[:12]})",
+            "point dataset.path at the original dataset, or start a new run",
+        )
 
 
 def _say_where(registry: Any) -> None:
@@ -135,9 +161,8 @@ def run_and_print(registry: Any, address: str | None, take_over: bool = False) -
     settings = registry.config()
     workers, evaluator = settings.workers, settings.evaluate
     print(f"run {registry.name} → {registry.url}")
-    with ray_cluster(
-        address, workers.num * workers.cpus + evaluator.cpus, workers.num * workers.gpus + evaluator.gpus
-    ):
+    count = workers.least if address else workers.num  # a private cluster is made as large as the run likes
+    with ray_cluster(address, count * workers.cpus + evaluator.cpus, count * workers.gpus + evaluator.gpus):
         if address:
             check_cluster(registry.url, settings, read_split(settings.dataset.path, settings.dataset.train))
         outcome = drive_with_progress(registry, take_over)

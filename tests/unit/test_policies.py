@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from trainer.checkpoint import Manifest
-from trainer.policies import Failure, after_failure, best_checkpoint, next_evaluation, superfluous
+from trainer.policies import (
+    Failure,
+    Scale,
+    after_failure,
+    best_checkpoint,
+    next_evaluation,
+    scale,
+    stragglers,
+    superfluous,
+)
 
 
 def manifest(step: int, epoch_end: bool = True, attempt: int = 1) -> Manifest:
@@ -80,3 +89,40 @@ def test_waiting_doubles_and_is_bounded() -> None:
     delays = [after_failure(failures[:n], max_failures=50).delay for n in range(1, 21)]
     assert delays[:3] == [1, 2, 4]
     assert max(delays) == delays[-1] == 60
+
+
+@pytest.mark.parametrize(
+    ("running", "room", "settled", "expected"),
+    [
+        # before an attempt
+        (0, 4, False, Scale("start", 4)),
+        (0, 9, False, Scale("start", 4)),  # never more than asked for
+        (0, 3, False, Scale("wait", 0)),  # perhaps the rest is only not free yet
+        (0, 3, True, Scale("start", 3)),
+        (0, 2, True, Scale("start", 2)),
+        (0, 1, True, Scale("wait", 0)),  # fewer than workers.min
+        (0, 0, True, Scale("wait", 0)),
+        # during one
+        (2, 4, False, Scale("keep", 2)),
+        (2, 4, True, Scale("grow", 4)),
+        (2, 3, True, Scale("grow", 3)),
+        (2, 2, True, Scale("keep", 2)),
+        (3, 2, True, Scale("keep", 3)),  # its node has gone: it will fail by itself
+        (4, 9, True, Scale("keep", 4)),
+    ],
+)
+def test_how_many_workers_a_run_has(running: int, room: int, settled: bool, expected: Scale) -> None:
+    assert scale(running, room, least=2, most=4, settled=settled) == expected
+
+
+@pytest.mark.parametrize(("room", "action"), [(4, "start"), (3, "wait")])
+def test_without_a_minimum_the_number_is_fixed(room: int, action: str) -> None:
+    assert scale(0, room, least=4, most=4, settled=True).action == action
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slow"),
+    [([1, 1, 1, 3], [3]), ([1, 3], [1]), ([1, 1.9], []), ([2, 2], []), ([5], []), ([0, 0], [])],
+)
+def test_who_is_a_straggler(seconds: list[float], slow: list[int]) -> None:
+    assert stragglers(seconds, factor=2) == slow

@@ -1,0 +1,104 @@
+"""How many workers an attempt gets: as many as the cluster has room for, between ``workers.min`` and ``workers.num``.
+
+What to do is decided by :func:`trainer.policies.scale`; this file looks at the cluster and waits.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+
+from cluster.capacity import Need, Node, room_for_workers
+from trainer.config import RunConfig
+from trainer.policies import scale
+
+#: Less room than ``workers.num`` is believed after this time: a failed attempt's resources come free one by one.
+SHRINK_AFTER_SECONDS = 5.0
+#: More room is believed after this time: a node that comes up may go down at once.
+GROW_AFTER_SECONDS = 10.0
+POLL_SECONDS = 0.5
+#: While a run waits for room it says so this often.
+SAY_SECONDS = 60.0
+#: A node whose daemon does not take a connection in this time is taken for lost, before Ray itself notices.
+CONNECT_SECONDS = 1.0
+
+
+def free_nodes() -> list[Node]:
+    """Return what is free on each node that answers."""
+    free = available_resources_per_node()
+    return [
+        Node(node["NodeManagerAddress"], there.get("CPU", 0), there.get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"] and (there := free.get(node["NodeID"])) is not None and _answers(node)
+    ]
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether the node's daemon is there. Ray needs up to half a minute to notice that a node has gone."""
+    try:
+        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        with socket.create_connection(address, timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _need(config: RunConfig) -> Need:
+    """An evaluator with a label selector has nodes of its own, so none of the workers' room is kept for it."""
+    need = Need.of(config)
+    return replace(need, evaluator_cpus=0, evaluator_gpus=0) if config.evaluate.label_selector else need
+
+
+def wait_for_workers(config: RunConfig, log: Callable[[str], None], stopped: Callable[[], bool]) -> int | None:
+    """Wait until the cluster has room for an attempt; return its number of workers, None when ``stopped``."""
+    need, workers = _need(config), config.workers
+    since = time.monotonic()
+    said, before = since - SAY_SECONDS + SHRINK_AFTER_SECONDS, -1
+    while not stopped():
+        room, now = room_for_workers(need, free_nodes()), time.monotonic()
+        if room != before:
+            before, since = room, now
+        decision = scale(0, room, workers.least, workers.num, settled=now - since > SHRINK_AFTER_SECONDS)
+        if decision.action == "start":
+            if decision.workers < workers.num:
+                log(f"room for {room} of {workers.num} workers: going on with {decision.workers}")
+            return decision.workers
+        if now - said > SAY_SECONDS:
+            log(f"waiting: the cluster has room for {room} workers beside the evaluator, {workers.least} are needed")
+            said = now
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+class Growth:
+    """Watches for room for more workers than an attempt of ``running`` workers has.
+
+    again: whether the attempt before was stopped to grow and this one found no more room after all: one that never
+    settles must not be restarted for ever.
+    """
+
+    def __init__(self, config: RunConfig, running: int, again: bool = False) -> None:
+        self._need, self._least = _need(config), config.workers.least
+        self._most = running if again else config.workers.num
+        self.running, self._since = running, time.monotonic()
+        self._room = running
+
+    def wanted(self, evaluating: bool) -> int | None:
+        """Return the number of workers to go on with instead, None to leave things as they are.
+
+        evaluating: whether the evaluator holds its resources just now; if not, its share must stay free.
+        """
+        if self.running >= self._most:
+            return None
+        room = self.running + room_for_workers(self._need, free_nodes(), beside_evaluator=not evaluating)
+        if room != self._room:
+            self._room, self._since = room, time.monotonic()
+        settled = time.monotonic() - self._since > GROW_AFTER_SECONDS
+        decision = scale(self.running, room, self._least, self._most, settled)
+        return decision.workers if decision.action == "grow" else None
