@@ -239,7 +239,10 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
                 print(f"step {status['step']} of {total}, loss {loss}, val mAP {score}", flush=True)
                 said = time.monotonic()
 
-        outcome = drive(registry, watch, take_over, log=progress.console.print)
+        def log(line: str) -> None:
+            progress.console.print(line, markup=False)  # errors hold brackets that are no markup
+
+        outcome = drive(registry, watch, take_over, log)
         if outcome.outcome == "finished":
             progress.update(task, completed=total)
     return outcome
