@@ -33,6 +33,9 @@ COPY constraints.txt ./
 RUN python3 -m venv /opt/venv \
  && pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt
 
+# `ray up` copies files into a running container with it.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends rsync && rm -rf /var/lib/apt/lists/*
+
 # The code: a layer of kilobytes.
 COPY pyproject.toml README.md LICENSE ./
 COPY sharding sharding
