@@ -24,7 +24,7 @@ HEADER = "# Written by `boostlu deploy render {target}` for the run {name!r}; do
 def render(target: str, deployment: Deployment, cloud: Cloud = "aws", spot: bool = False) -> dict[str, str]:
     """Return path → content of every file of ``target`` (one of TARGETS)."""
     head = HEADER.format(target=target, name=deployment.config.name)
-    config = {"run.yaml": head + deployment.config.to_yaml()}
+    config = {"run.yaml": head + deployment.run_yaml}
     if target == "kuberay":
         return {
             "rayjob.yaml": head + _yaml(*kuberay.render_job(deployment, cloud, spot)),

@@ -45,7 +45,7 @@ def _document(api: str, kind: str, deployment: Deployment, **content: Any) -> di
 
 
 def _config_map(deployment: Deployment) -> dict[str, Any]:
-    return _document("v1", "ConfigMap", deployment, data={"run.yaml": deployment.config.to_yaml()})
+    return _document("v1", "ConfigMap", deployment, data={"run.yaml": deployment.run_yaml})
 
 
 def _cluster(deployment: Deployment, cloud: Cloud, spot: bool, autoscale: bool) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import yaml
+
 from sharding import storage
 from sharding.errors import UserError
 from trainer.config import RunConfig
@@ -58,6 +60,12 @@ class Deployment:
     @property
     def runs(self) -> str:
         return storage.join(self.storage, "runs")
+
+    @property
+    def run_yaml(self) -> str:
+        """The configuration as YAML: what was set; what was not is the image's default."""
+        values = self.config.model_dump(mode="json", exclude_unset=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @property
     def command(self) -> list[str]:
