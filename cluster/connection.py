@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 
@@ -10,6 +11,7 @@ from sharding.errors import UserError
 #: A head that does not accept a connection within this time counts as absent; Ray itself tries for minutes.
 TIMEOUT_SECONDS = 5.0
 
+_KEEP_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _ADDRESS_REMEDY = "give HOST:PORT of the head (port 6379 unless it was started with another), or auto on a node of it"
 _TOKEN_REMEDY = "every node and every driver needs the same token: RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"  # noqa: S105
 
@@ -26,10 +28,27 @@ def reach(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise UserError(f"--address {address!r} is not HOST:PORT", _ADDRESS_REMEDY)
+    host = host.strip("[]")
+    _listens(address, host, int(port), _ADDRESS_REMEDY)
+    if (elsewhere := _instead_of(host)) != host:
+        remedy = f"start the head without --node-ip-address {host}, or set {_KEEP_LOOPBACK}=0 here"
+        _listens(f"{elsewhere}:{port}, which Ray takes {address} to be", elsewhere, int(port), remedy)
+
+
+def _listens(name: str, host: str, port: int, remedy: str) -> None:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_SECONDS).close()
+        socket.create_connection((host, port), TIMEOUT_SECONDS).close()
     except OSError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}", _ADDRESS_REMEDY) from None
+        raise UserError(f"no Ray cluster answers at {name}: {error.strerror or error}", remedy) from None
+
+
+def _instead_of(host: str) -> str:
+    """Return where Ray connects when it is told ``host``: for loopback, this machine's outside address."""
+    if host not in ("127.0.0.1", "localhost", "::1") or os.environ.get(_KEEP_LOOPBACK) == "0":
+        return host
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
 
 
 def explain(error: Exception, address: str | None) -> UserError:

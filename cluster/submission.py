@@ -20,6 +20,10 @@ ENTRYPOINT = "exec python -m cluster.job"
 #: How long a stopped job may take to reach a checkpoint before Ray kills it; Ray's own default is 3 seconds.
 STOP_SECONDS = 600
 
+#: A head that has just been started takes jobs only after a while; so long it is asked again.
+AGENT_SECONDS = 60
+
+_SEE = "`boostlu jobs list` shows what is there, `boostlu cluster status` whether the cluster is well"
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -78,17 +82,22 @@ class Jobs:
                 target = Path(folder) / "code.zip"
                 package(working_dir, target)
                 runtime["working_dir"] = str(target)
+            return self._send(run, submission, spec, runtime)
+
+    def _send(self, run: str, submission: str, spec: JobSpec, runtime: dict[str, Any]) -> str:
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
             try:
                 return self._client.submit_job(
                     entrypoint=ENTRYPOINT,
                     submission_id=submission,
-                    runtime_env=runtime,
+                    runtime_env=dict(runtime),
                     metadata={"boostlu_run": run, "boostlu_runs": spec.runs, "boostlu_version": spec.version},
                 )
             except RuntimeError as error:
-                raise UserError(
-                    f"the cluster refuses the job {submission}: {_last_line(error)}", _see(run)
-                ) from error
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise UserError(f"the cluster refuses job {submission}: {_last_line(error)}", _SEE) from error
+                time.sleep(1.0)
 
     def logs(self, job: Job) -> str:
         return self._client.get_job_logs(job.id)
@@ -145,7 +154,3 @@ def _job(details: Any) -> Job:
 
 def _last_line(error: Exception) -> str:
     return next(reversed(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _see(run: str) -> str:
-    return f"`boostlu jobs list` shows what is there; `boostlu jobs logs {run}` what it said"

@@ -227,6 +227,20 @@ def test_joining_where_nobody_listens(config_file, tmp_path, monkeypatch, capsys
     assert f"no Ray cluster answers at {address}" in said
 
 
+def test_loopback_is_not_where_ray_would_go(monkeypatch):
+    """Ray replaces 127.0.0.1 by the machine's outside address and would wait there for minutes."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        reach(address)
+        monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+        monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.77")
+        with pytest.raises(UserError, match=rf"which Ray takes {address} to be"):
+            reach(address)
+
+
 def test_what_ray_says_on_joining():
     mismatch = (
         "Version mismatch: The cluster was started with:\n    Ray: 2.9.1\n    Python: 3.10.2\n"

@@ -17,14 +17,14 @@ from trainer.registry import RunRegistry
 
 BOOSTLU = [sys.executable, "-m", "cluster.cli.main"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
 STEPS = 30
 
 
 def undisturbed(config: Path, runs: Path, **environment: str) -> RunRegistry:
     """Two ranks under torchrun, without Ray: the same run by the other launcher."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
     done = subprocess.run(
-        [*torchrun, str(config), "--runs", str(runs)],
+        [*TORCHRUN, str(config), "--runs", str(runs)],
         env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
@@ -66,11 +66,13 @@ def boostlu(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*BOOSTLU, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
 
 
-def start_training(config: Path, runs: Path) -> subprocess.Popen[bytes]:
-    """Start ``boostlu train``; its output goes to ``runs``.log."""
+def start_training(config: Path, runs: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Start ``boostlu train``, leader of its own process group; its output goes to ``runs``.log."""
     with open(f"{runs}.log", "wb") as log:
-        command = [*BOOSTLU, "train", str(config), "--runs", str(runs)]
-        return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+        command = [*BOOSTLU, "train", str(config), *arguments, "--runs", str(runs)]
+        return subprocess.Popen(
+            command, env=ENVIRONMENT | environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def steps_done(registry: RunRegistry) -> int:
