@@ -50,7 +50,7 @@ class Coordinator:
         self._core = RunCoordinator(registry, self._config, attempt)
         self._metrics = RunMetrics(registry.name)
         self._metrics.evaluation(self._core.backlog)
-        self._position: dict[str, Any] = {"step": 0, "loss": None}
+        self._position: dict[str, Any] = {"step": 0, "loss": None, "training": False}
         self._evaluating = False
         self._stop = threading.Event()
         self._training_done = threading.Event()
@@ -68,7 +68,7 @@ class Coordinator:
 
     def report(self, telemetry: Telemetry) -> bool:
         """Take note of how training goes; returns whether it should stop."""
-        self._position = {"step": telemetry.step, "loss": telemetry.loss}
+        self._position = {"step": telemetry.step, "loss": telemetry.loss, "training": True}
         self._metrics.training(telemetry)
         return self._stop.is_set()
 
@@ -77,7 +77,8 @@ class Coordinator:
         self._stop.set()
 
     def status(self) -> dict[str, Any]:
-        """Return step, loss, the best validation result, and whether the evaluator is at work."""
+        """Return step, loss, whether the workers train yet, the best validation result, and whether the evaluator is
+        at work."""
         best = self._core.best()
         return {**self._position, "validation_map": best[1] if best else None, "evaluating": self._evaluating}
 

@@ -131,12 +131,12 @@ class _Attempt:
         raises KeyboardInterrupt.
         """
         renewed, asked, more = time.monotonic(), False, None
-        evaluating = True
+        status: dict[str, Any] = {"training": False}
         while not work.wait(0.2):
             if self.signals.is_final():
                 raise KeyboardInterrupt
-            if growth is not None and more is None:
-                more = growth.wanted(evaluating)
+            if growth is not None and more is None and status["training"]:  # until then their room looks free
+                more = growth.wanted(status["evaluating"])
             if (self.signals or more is not None) and not asked:
                 coordinator.request_stop.remote()
                 asked = True
@@ -146,7 +146,6 @@ class _Attempt:
             answer = coordinator.status.remote()
             if ray.wait([answer], timeout=1.0)[0]:
                 status = ray.get(answer)
-                evaluating = status["evaluating"]
                 self.watch(status)
         return more
 

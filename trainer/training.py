@@ -292,7 +292,7 @@ class CheckpointWriter:
                 break
             excuse()
             time.sleep(pause)
-            pause = min(1.0, 2 * pause)
+            pause = min(0.2, 2 * pause)
         if self._pending is not None:
             self._pending.result()
             self._pending = None
