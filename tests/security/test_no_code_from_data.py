@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sharding.errors import UserError
-from tests.unit.test_training import attempt, start
+from tests.attempts import attempt, start
 from trainer import checkpoint
 from trainer.backbones import read_state
 from trainer.config import load_config, make_config

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sharding.errors import UserError
-from tests.unit.test_training import attempt, losses, start
+from tests.attempts import attempt, losses, start
 from trainer.config import load_config, make_config
 
 

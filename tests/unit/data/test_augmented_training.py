@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sharding.errors import UserError
-from tests.unit.test_training import assert_same_end, attempt, losses, start
+from tests.attempts import assert_same_end, attempt, losses, start
 from trainer.config import make_config
 
 AUGMENT = {"crop_area": [0.3, 1.0], "policy": "randaugment", "mixup": 0.4, "cutmix": 1.0}
