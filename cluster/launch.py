@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -35,6 +35,10 @@ LEASE_RENEWAL_SECONDS = 5.0
 #: How long the workers of a failed attempt get to end by themselves.
 WORKER_EXIT_SECONDS = 60.0
 
+#: Seconds between the tries to read or write what attempts begin and end with: five minutes in all.
+STORAGE_WAITS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
+
+Result = TypeVar("Result")
 #: Told now and then where the run is: (step, loss, best validation mAP so far).
 Watch = Callable[[dict[str, Any]], None]
 
@@ -67,23 +71,38 @@ def drive(
             workers = wait_for_workers(config, log, signals.__bool__)
             if workers is None:
                 return Outcome("interrupted")
-            attempt = registry.begin_attempt(workers, take_over)
+            attempt = _patiently(signals, registry.begin_attempt, workers, take_over)
             growth = Growth(config, workers, again=workers <= stopped_to_grow)
             outcome = _Attempt(registry, config, attempt, growth, watch, signals).run()
             reason = describe(outcome.error) if outcome.error is not None else outcome.reason
-            registry.end_attempt(attempt, outcome.outcome, reason)
+            _patiently(signals, registry.end_attempt, attempt, outcome.outcome, reason)
             stopped_to_grow = workers if outcome.outcome == "resized" else 0
             if stopped_to_grow:
                 log(f"attempt {attempt} stopped at a checkpoint: {reason}")
                 continue
             if outcome.error is None:
                 return outcome
-            failures.append(_failure(registry, attempt, outcome.error))
+            failures.append(_patiently(signals, _failure, registry, attempt, outcome.error))
             restart = after_failure(failures, config.workers.max_failures)
             if not restart.again:
                 return outcome
             log(f"attempt {attempt} failed ({reason}); trying again in {restart.delay:g} s: {restart.reason}")
             signals.sleep(restart.delay)
+
+
+def _patiently(signals: StopSignals, call: Callable[..., Result], *arguments: Any) -> Result:
+    """Call until storage answers; give up after some minutes, or at the second signal."""
+    for wait in (*STORAGE_WAITS, None):
+        try:
+            return call(*arguments)
+        except OSError as error:
+            if wait is None or signals.is_final():
+                raise UserError(
+                    f"the run's storage does not answer: {error}",
+                    "once it does, `boostlu resume` goes on from the newest checkpoint",
+                ) from error
+            signals.sleep(wait)
+    raise AssertionError  # the last wait is None
 
 
 @dataclass

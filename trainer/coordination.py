@@ -7,6 +7,7 @@ so both leave the same files.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 from sharding.errors import UserError
@@ -118,5 +119,6 @@ class RunCoordinator:
         rule = self.config.checkpoint
         pinned = self._pinned | waiting
         for manifest in superfluous(manifests, scores, pinned, rule.keep_last, rule.keep_every_epochs):
-            self.registry.delete_checkpoint(manifest)
-            self.event("checkpoint_deleted", checkpoint=manifest.name)
+            with suppress(OSError):  # a storage that refuses just now is asked again at the next commit
+                self.registry.delete_checkpoint(manifest)
+                self.event("checkpoint_deleted", checkpoint=manifest.name)

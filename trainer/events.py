@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,17 +44,19 @@ class EventLog:
             return
         self._buffer.append(line)
         if time.monotonic() - self._flushed_at > REMOTE_FLUSH_SECONDS:
-            self.flush()
+            with suppress(OSError):  # storage that fails just now: the lines stay for the next flush
+                self.flush()
 
     def flush(self) -> None:
-        """Make what was written visible to readers on an object store."""
+        """Make what was written visible to readers on an object store; raises OSError when that fails, and keeps what
+        could not be written."""
         if not self._buffer:
             return
+        self._flushed_at = time.monotonic()
         content = ("\n".join(self._buffer) + "\n").encode()
         storage.write_atomic(f"{self._prefix}-{self._segment:06d}.jsonl", content)
         self._segment += 1
         self._buffer.clear()
-        self._flushed_at = time.monotonic()
 
     def close(self) -> None:
         self.flush()
@@ -112,8 +115,9 @@ class TensorBoard:
     def sync(self) -> None:
         self._writer.flush()
         if self._temporary is not None:
-            for path in self._folder.iterdir():
-                storage.upload(path, storage.join(self._target, path.name))
+            with suppress(OSError):  # the next sync copies the whole files again
+                for path in self._folder.iterdir():
+                    storage.upload(path, storage.join(self._target, path.name))
 
     def close(self) -> None:
         self._writer.close()

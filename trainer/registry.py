@@ -41,9 +41,6 @@ SCHEMA_VERSION = 1
 #: A lease that was not renewed for so long is free, when its process cannot be looked up on this host.
 LEASE_SECONDS = 30.0
 
-#: Seconds between the tries to record the end of an attempt: five minutes in all, it is the driver's last word.
-ATTEMPT_WAITS = (0.5, 1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
-
 
 class StaleAttempt(Exception):
     """A newer attempt owns the run; this one must stop."""
@@ -152,7 +149,7 @@ class RunRegistry:
     def end_attempt(self, number: int, outcome: str, reason: str = "", **details: Any) -> None:
         """Record how an attempt ended: ``finished``, ``interrupted`` or ``failed``; frees the lease."""
         record = {"attempt": number, "ended": time.time(), "outcome": outcome, "reason": reason, **details}
-        write_with_retries(self._attempt_path(number, ".end"), _json_bytes(record), ATTEMPT_WAITS)
+        write_with_retries(self._attempt_path(number, ".end"), _json_bytes(record))
         lease = self.lease()
         if lease is not None and lease["attempt"] == number:
             storage.remove(self.path("lease.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -148,6 +149,24 @@ def _show_model(gpus: tuple[int, ...], as_json: bool) -> None:
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)
+
+
+@app.command()
+def chaos(
+    minutes: Annotated[float, typer.Option(help="How long to disturb; the run then under way is finished.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the choice of faults and of when they come.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Kill, stop and damage running jobs at random; they must end, bit for bit, where an undisturbed one ends.
+
+    Example:  boostlu bench chaos --minutes 20
+    """
+    from cluster.bench.chaos import measure
+
+    figures = measure(minutes, seed, say=lambda line: print(line, flush=True, file=sys.stderr))
+    show(figures, as_json)
+    if figures["lost"] != "nothing":
+        raise SystemExit(1)
 
 
 def show(figures: dict[str, Any], as_json: bool) -> None:
