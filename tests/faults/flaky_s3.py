@@ -25,13 +25,15 @@ def no_fault(key: str, number: int, body: bytes) -> tuple[int, bytes, int]:
 
 
 class FlakyS3:
-    """The faults and ``latency`` (seconds a GET) may be changed at any time; ``served`` counts body bytes a key."""
+    """The faults and latencies (seconds a GET, seconds a PUT or POST) may be changed at any time; ``served`` counts
+    body bytes a key."""
 
     def __init__(self, port: int, upstream: int) -> None:
         self.endpoint, self.upstream = f"http://127.0.0.1:{port}", upstream
         self.fault: Fault = no_fault
         self.write_fault: WriteFault | None = None
         self.latency = 0.0
+        self.write_latency = 0.0
         self.requests: Counter[str] = Counter()
         self.writes: Counter[str] = Counter()
         self.served: Counter[str] = Counter()
@@ -61,8 +63,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.command in ("PUT", "POST") and self._refuse_write():
-            return
+        if self.command in ("PUT", "POST"):
+            time.sleep(self.s3.write_latency)
+            if self._refuse_write():
+                return
         connection = http.client.HTTPConnection("127.0.0.1", self.s3.upstream)
         connection.request(self.command, self.path, sent, dict(self.headers))
         response = connection.getresponse()

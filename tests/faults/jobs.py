@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
+from cluster.bench.victims import family_of, kill
 from trainer.comparison import differences
 from trainer.events import read_events, step_history
 from trainer.registry import RunRegistry
@@ -37,19 +36,8 @@ def undisturbed(config: Path, runs: Path, **environment: str) -> RunRegistry:
 def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
     """Wait for ``ready``, then SIGKILL the process and all that it started, Ray's daemons included."""
     wait_until(process, ready)
-    family = family_of(process)
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
+    kill(family_of(process.pid))
     process.wait()
-    psutil.wait_procs(family, timeout=60)
-
-
-def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """All processes of a job."""
-    return [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
 
 
 def wait_until(process: subprocess.Popen[bytes], ready: Callable[[], bool], seconds: float = 240) -> None:

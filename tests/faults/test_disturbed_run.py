@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -10,11 +11,11 @@ import psutil
 import pytest
 import yaml
 
+from cluster.bench.victims import family_of, kill, named
 from tests.faults.jobs import (
     STEPS,
     assert_same_end,
     boostlu,
-    family_of,
     start_training,
     steps_done,
     undisturbed,
@@ -26,18 +27,6 @@ from trainer.registry import RunRegistry
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def named(family: list[psutil.Process], title: str) -> list[psutil.Process]:
-    """Processes of a job whose title Ray has set to something with ``title``."""
-    found = []
-    for process in family:
-        try:
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 @pytest.mark.parametrize("victim", ["RayTrainWorker", "Coordinator"])
 def test_a_part_of_the_job_is_killed(job_config: Path, tmp_path: Path, victim: str) -> None:
     """The run starts a second attempt by itself and finishes."""
@@ -46,7 +35,7 @@ def test_a_part_of_the_job_is_killed(job_config: Path, tmp_path: Path, victim: s
     step = random.randrange(2, STEPS - 6)
     with start_training(job_config, tmp_path / "runs") as run:
         wait_until(run, lambda: steps_done(registry) >= step)
-        named(family_of(run), victim)[0].kill()
+        named(family_of(run.pid), victim)[0].kill()
         assert run.wait(timeout=400) == 0, (tmp_path / "runs.log").read_text()
     attempts = registry.attempts()
     assert [attempts[n]["outcome"] for n in attempts] == ["failed", "finished"], f"killed at step {step}"
@@ -62,7 +51,7 @@ def test_a_worker_hangs(job_config: Path, tmp_path: Path) -> None:
     registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
     with start_training(job_config, tmp_path / "runs") as run:
         wait_until(run, lambda: steps_done(registry) >= 8)
-        named(family_of(run), "RayTrainWorker")[1].suspend()
+        named(family_of(run.pid), "RayTrainWorker")[1].suspend()
         assert run.wait(timeout=600) == 0, (tmp_path / "runs.log").read_text()
     attempts = registry.attempts()
     assert [attempts[n]["outcome"] for n in attempts] == ["failed", "finished"]
@@ -85,8 +74,8 @@ def test_the_evaluator_is_killed(job_config: Path, tmp_path: Path) -> None:
     expected = undisturbed(job_config, tmp_path / "undisturbed")
     registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
     with start_training(job_config, tmp_path / "runs") as run:
-        wait_until(run, lambda: bool(named(family_of(run), "ray::evaluate_task")))
-        named(family_of(run), "ray::evaluate_task")[0].kill()
+        wait_until(run, lambda: bool(named(family_of(run.pid), "ray::evaluate_task")))
+        named(family_of(run.pid), "ray::evaluate_task")[0].kill()
         assert run.wait(timeout=400) == 0, (tmp_path / "runs.log").read_text()
     assert list(registry.attempts()) == [1]
     assert [e["split"] for e in read_events(registry.url) if e["event"] == "evaluation_failed"] == ["val"]
@@ -100,7 +89,7 @@ def test_a_signal_stops_at_a_checkpoint(job_config: Path, tmp_path: Path, number
     registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
     with start_training(job_config, tmp_path / "runs") as run:
         wait_until(run, lambda: steps_done(registry) >= 5)
-        family = family_of(run)
+        family = family_of(run.pid)
         run.send_signal(number)
         assert run.wait(timeout=120) == 130, (tmp_path / "runs.log").read_text()
     _, alive = psutil.wait_procs(family, timeout=60)
@@ -115,12 +104,48 @@ def test_a_signal_stops_at_a_checkpoint(job_config: Path, tmp_path: Path, number
     assert_same_end(registry, expected)
 
 
+def test_a_signal_to_the_whole_process_group_interrupts(job_config: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches Ray's own processes as well, and may end them before the checkpoint. The run
+    counts as interrupted, not as failed, and at most the steps since the last checkpoint are done again."""
+    expected = undisturbed(job_config, tmp_path / "undisturbed")
+    registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
+    with start_training(job_config, tmp_path / "runs") as run:
+        wait_until(run, lambda: steps_done(registry) >= 5)
+        family = family_of(run.pid)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(timeout=120) == 130, (tmp_path / "runs.log").read_text()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    assert [a["outcome"] for a in registry.attempts().values()] == ["interrupted"]
+    assert boostlu("resume", "tiny", "--runs", str(tmp_path / "runs")).returncode == 0
+    assert_same_end(registry, expected)
+
+
+def test_sigterm_with_ten_seconds_to_live(job_config: Path, tmp_path: Path) -> None:
+    """As a spot machine goes: SIGTERM, and SIGKILL for everything ten seconds later. No step is lost."""
+    expected = undisturbed(job_config, tmp_path / "undisturbed")
+    values = yaml.safe_load(job_config.read_text())
+    values["workers"]["grace_seconds"] = 9
+    job_config.write_text(yaml.safe_dump(values))
+    registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
+    with start_training(job_config, tmp_path / "runs") as run:
+        wait_until(run, lambda: steps_done(registry) >= 5)
+        family = family_of(run.pid)
+        run.send_signal(signal.SIGTERM)
+        psutil.wait_procs(family, timeout=10)
+        kill(family)
+    stopped_at = steps_done(registry)
+    assert registry.checkpoints()[-1].step == stopped_at < STEPS
+    assert boostlu("resume", "tiny", "--runs", str(tmp_path / "runs")).returncode == 0
+    assert_same_end(registry, expected)
+
+
 def test_two_signals_stop_at_once_and_lose_only_steps(job_config: Path, tmp_path: Path) -> None:
     expected = undisturbed(job_config, tmp_path / "undisturbed")
     registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
     with start_training(job_config, tmp_path / "runs") as run:
         wait_until(run, lambda: steps_done(registry) >= 5)
-        family = family_of(run)
+        family = family_of(run.pid)
         run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGTERM)
         assert run.wait(timeout=120) == 130

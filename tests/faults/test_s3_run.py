@@ -1,9 +1,10 @@
-"""Dataset and run on an S3 server: the whole job leaves the very files that it leaves on a local disk."""
+"""Dataset and run on an S3 server: the whole job ends as on a local disk, also when the server has a bad day."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 
 from sharding import storage
 from tests.faults.flaky_s3 import FlakyS3, flaky_s3
-from tests.faults.jobs import BOOSTLU, ENVIRONMENT, assert_same_end, undisturbed
+from tests.faults.jobs import BOOSTLU, ENVIRONMENT, assert_same_end, undisturbed, wait_until
 from trainer.registry import RunRegistry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -36,14 +37,45 @@ def credentials(server: FlakyS3) -> dict[str, str]:
 
 def test_a_run_on_s3_is_the_run_on_disk(s3: FlakyS3, job_config: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     expected = undisturbed(job_config, tmp_path / "local")
-    dataset = s3.upload(tiny_dataset, "dataset")
-    runs = storage.join(s3.upload(tmp_path / "nothing", "runs"), "all")
-    settings = [f"dataset.path={dataset}", f"loader.cache.folder={tmp_path / 'cache'}"]
-    environment = {**os.environ, **ENVIRONMENT, **credentials(s3)}
-    command = [*BOOSTLU, "train", str(job_config), *settings, "--runs", runs]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    registry = RunRegistry(storage.join(runs, "tiny"))
+    with start(s3, job_config, tiny_dataset, tmp_path) as run:
+        assert run.wait(timeout=500) == 0, log(tmp_path)
+    registry = RunRegistry("s3://runs/all/tiny")
     assert registry.state() == "finished"
     assert_same_end(registry, expected)
     assert any("tfevents" in name for name in storage.list_names(registry.path("tensorboard")))
+
+
+def test_an_s3_that_is_slow_and_refuses_writes_for_a_while(
+    s3: FlakyS3, job_config: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Every request takes its time for the whole run, and for most of a minute, longer than any file is tried,
+    nothing can be written. The run comes to its end by itself, and to the very result."""
+    expected = undisturbed(job_config, tmp_path / "local")
+    s3.latency, s3.write_latency = 0.1, 0.2
+    registry = RunRegistry("s3://runs/all/tiny")
+    with start(s3, job_config, tiny_dataset, tmp_path) as run:
+        wait_until(run, lambda: bool(registry.checkpoints()))
+        s3.write_fault = lambda _key, _number: 503
+        ends = time.monotonic() + 50
+        wait_until(run, lambda: time.monotonic() > ends)
+        s3.write_fault = None
+        assert run.wait(timeout=500) == 0, log(tmp_path)
+    assert sum(s3.writes.values()) > 0
+    assert_same_end(registry, expected)
+
+
+def start(s3: FlakyS3, config: Path, dataset: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """Start the job with its dataset and its runs on ``s3``."""
+    s3.upload(tmp_path / "nothing", "runs")
+    settings = [f"dataset.path={s3.upload(dataset, 'dataset')}", f"loader.cache.folder={tmp_path / 'cache'}"]
+    with open(tmp_path / "log", "wb") as file:
+        return subprocess.Popen(
+            [*BOOSTLU, "train", str(config), *settings, "--runs", "s3://runs/all"],
+            env={**os.environ, **ENVIRONMENT, **credentials(s3)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def log(tmp_path: Path) -> str:
+    return (tmp_path / "log").read_text(errors="replace")
