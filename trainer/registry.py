@@ -118,7 +118,7 @@ class RunRegistry:
         attempts = self.attempts()
         number = max(attempts, default=0) + 1
         settings = self.config().model_dump(mode="json")
-        before = attempts.get(number - 1, {}).get("config")
+        before = next((a["config"] for a in reversed(attempts.values()) if "config" in a), None)
         if before is not None:
             refuse_changes(changes(before, settings), self.name)
         description = {**_this_process(), "attempt": number, "started": time.time(), "workers": workers}

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 import torch
 
 from sharding.errors import UserError
-from trainer.checkpoint import CheckpointConfig, Manifest, Snapshot, TrainingPosition, copy_to_host, write_checkpoint
+from trainer.checkpoint import CheckpointConfig, HostMemory, Manifest, Snapshot, TrainingPosition, write_checkpoint
 from trainer.config import RunConfig
 from trainer.corrections import Corrections
 from trainer.data.loader import Batch, Corrupt, Loader, Request
@@ -262,6 +262,7 @@ class CheckpointWriter:
         timeout_minutes: float = CheckpointConfig().timeout_minutes,
     ) -> None:
         self._timeout = 60 * timeout_minutes
+        self._memory = HostMemory()
         self._registry, self._commit, self._recorder = registry, commit, recorder
         self._in_background = in_background
         self._saved_at = time.monotonic()
@@ -310,10 +311,10 @@ class CheckpointWriter:
             return
         self._saved_at = time.monotonic()
         snapshot = Snapshot(
-            model=copy_to_host(parts.model.state_dict()),
-            optimizer=copy_to_host(parts.optimizer.state_dict()),
-            average=copy_to_host(parts.average.state_dict()) if parts.average is not None else {},
-            loss=copy_to_host(parts.loss.state_dict()),
+            model=self._memory.copy(parts.model.state_dict(), "model"),
+            optimizer=self._memory.copy(parts.optimizer.state_dict(), "optimizer"),
+            average=self._memory.copy(parts.average.state_dict(), "average") if parts.average is not None else {},
+            loss=self._memory.copy(parts.loss.state_dict(), "loss"),
             corrections=None,
             position=position,
         )

@@ -36,7 +36,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 #: A run that has not trained again after so long counts as lost.
 PATIENCE_SECONDS = 400.0
 #: Steps of an attempt before the next fault: few enough that some come before a checkpoint, some after several.
-STEPS_BETWEEN = (1, 60)
+STEPS_BETWEEN = (1, 40)
 
 POLL_SECONDS = 0.3
 
@@ -99,16 +99,16 @@ def _job(folder: Path, epochs: int) -> Path:
     from sharding.overlays import write_single_positive
 
     root = str(folder / "digits")
-    sizes = {"train": 480, "val": 200, "test": 100, "side": 64}
+    sizes = {"train": 480, "val": 200, "test": 100, "side": 96}
     build_dataset("digits", root, sizes, samples_per_shard=40, processes=1)
     write_single_positive(root)
     values = {
         "name": "chaos",
         "epochs": epochs,
-        "dataset": {"path": root, "labels": "single-positive-1200", "image_size": 64},
+        "dataset": {"path": root, "labels": "single-positive-1200", "image_size": 96},
         "plan": {"global_batch": 16, "lanes": 4, "shuffle_window": 64},
         "loader": {"threads": 1},
-        "model": {"backbone": "small_resnet:8", "weights": "none", "alpha": 5},
+        "model": {"backbone": "small_resnet:16", "weights": "none", "alpha": 5},
         "loss": {"name": "ll-cp", "delta": 0.2},
         "optimizer": {"lr": 1e-3, "head_lr_multiplier": 1},
         "checkpoint": {"every_steps": 10, "keep_last": 3},

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import Snapshot, TrainingPosition, copy_to_host, write_checkpoint
+from trainer.checkpoint import HostMemory, Snapshot, TrainingPosition, write_checkpoint
 from trainer.data.plan import PlanIdentity
 from trainer.model import ModelConfig, build_model
 from trainer.optimization import OptimizerConfig, build_optimizer
@@ -73,8 +73,8 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, images: torch.Tensor) ->
 
 
 def _save_and_wait(folder: str, parts: Any, number: int) -> None:
-    state = copy_to_host(parts.model.state_dict())
-    snapshot = Snapshot(state, copy_to_host(parts.optimizer.state_dict()), {}, {}, None, _position(number))
+    state = HostMemory().copy({"model": parts.model.state_dict(), "optimizer": parts.optimizer.state_dict()})
+    snapshot = Snapshot(state["model"], state["optimizer"], {}, {}, None, _position(number))
     write_checkpoint(folder, snapshot)
 
 

@@ -116,13 +116,43 @@ def _show(registry: Any) -> None:
         score = _percent(record.get("map")) if "map" in record else record.get("error", "not evaluated")
         print(f"checkpoint  {manifest.name}, epoch {manifest.epoch}, val mAP {score}")
     _show_picks(registry)
-    for number, attempt in registry.attempts().items():
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["started"]))
-        ended = attempt.get("outcome", "running" if facts["state"] == "running" else "died without a word")
-        reason = f": {attempt['reason']}" if attempt.get("reason") else ""
-        print(f"attempt {number:<3} started {started} on {attempt['host']}, {ended}{reason}")
+    waiting = sum(m.epoch_end and m.name not in validation for m in registry.checkpoints())
+    failed = sum("error" in record for record in validation.values())
+    print(f"evaluated   {len(validation) - failed} checkpoints, {failed} failed, {waiting} waiting")
+    _show_attempts(registry, facts["state"])
     if facts["best"] is not None:
         print(f"best        val mAP {_percent(facts['best'])}, test mAP {_percent(facts['test'])}")
+
+
+def _show_attempts(registry: Any, state: str) -> None:
+    """Say of every attempt when and where it ran, with what, which steps it did, and why it ended."""
+    from trainer.amendments import changes
+    from trainer.events import read_events
+
+    events, attempts = read_events(registry.url), registry.attempts()
+    before: dict[str, Any] | None = None
+    for number, attempt in attempts.items():
+        steps = [e["step"] for e in events if e["event"] == "step" and e["attempt"] == number]
+        did = f"steps {min(steps)} to {max(steps)}" if steps else "no step"
+        died = "running" if state == "running" and number == max(attempts) else "died without a word"
+        reason = f": {attempt['reason']}" if attempt.get("reason") else ""
+        place = f"{attempt.get('workers', '?')} workers, driven from {attempt.get('host', '?')}"
+        print(f"attempt {number:<3} {_when(attempt)}, {place}, {did}, {attempt.get('outcome', died)}{reason}")
+        for key, (old, new) in changes(before or attempt.get("config", {}), attempt.get("config", {})).items():
+            print(f"            {key} changed from {old} to {new}")
+        before = attempt.get("config") or before
+    slow = {(e["rank"], e["host"]): e for e in events if e["event"] == "straggler"}
+    for (rank, host), e in sorted(slow.items()):
+        share = f"{e['seconds']:.2f} s a step, the median {e['median']:.2f} s, {e['waited']:.2f} s of it for data"
+        print(f"straggler   rank {rank} on {host}: {share} (at step {e['step']})")
+
+
+def _when(attempt: dict[str, Any]) -> str:
+    """Return when an attempt started and how long it lasted; its record may be torn."""
+    if "started" not in attempt:
+        return "start unknown"
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["started"]))
+    return f"{started} for {attempt['ended'] - attempt['started']:.0f} s" if "ended" in attempt else started
 
 
 def _show_picks(registry: Any) -> None:

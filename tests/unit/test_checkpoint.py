@@ -119,12 +119,22 @@ def test_loading_never_runs_code(url: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_host_copy_is_independent_of_what_it_was_taken_from() -> None:
     live = {"a": torch.zeros(3), "b": [{"c": torch.ones(2)}, 5]}
-    copy = checkpoint.copy_to_host(live)
+    copy = checkpoint.HostMemory().copy(live)
     live["a"] += 1
     live["b"][0]["c"] += 1
     assert copy["a"].sum() == 0
     assert copy["b"][0]["c"].sum() == 2
     assert copy["b"][1] == 5
+
+
+def test_the_next_copy_uses_the_memory_again_unless_the_shape_has_changed() -> None:
+    memory = checkpoint.HostMemory()
+    first = memory.copy({"a": torch.zeros(3), "b": torch.zeros(3)}, "model")
+    second = memory.copy({"a": torch.ones(3), "b": torch.ones(4)}, "model")
+    other = memory.copy({"a": torch.ones(3)}, "optimizer")
+    assert second["a"].data_ptr() == first["a"].data_ptr() != other["a"].data_ptr()
+    assert second["a"].tolist() == [1, 1, 1]
+    assert second["b"].tolist() == [1, 1, 1, 1]
 
 
 def test_a_storage_that_fails_for_a_while_costs_time_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
