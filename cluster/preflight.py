@@ -45,14 +45,21 @@ def check_cluster(run_url: str, config: RunConfig, index: SplitIndex) -> None:
     """Raise :class:`UserError` unless the run fits on the connected cluster and all its nodes are fit for it."""
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    sizes = {node["NodeID"]: size_of(node) for node in nodes}
     need = capacity.Need.of(config)
-    reason = capacity.why_not(need, list(sizes.values()))
+    nodes = _nodes_that_fit(ray, need)
+    found = ask_nodes([n for n in nodes if capacity.holds_worker(size_of(n), need)], checks_of(run_url, index))
+    # A node that was lost meanwhile takes no part; what is left must still do.
+    alive = {host_of(node) for node in (_nodes_that_fit(ray, need) if found else nodes)}
+    raise_problems({host: problems for host, problems in found.items() if host in alive})
+
+
+def _nodes_that_fit(ray: Any, need: capacity.Need) -> list[dict[str, Any]]:
+    """Return the nodes that are alive; raises :class:`UserError` unless there is room for ``need`` on them."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    reason = capacity.why_not(need, [size_of(node) for node in nodes])
     if reason is not None:
         raise UserError(reason, "lower workers.num, workers.cpus, workers.gpus or evaluate.gpus, or add nodes")
-    chosen = [node for node in nodes if capacity.holds_worker(sizes[node["NodeID"]], need)]
-    raise_problems(ask_nodes(chosen, checks_of(run_url, index)))
+    return nodes
 
 
 def size_of(node: dict[str, Any]) -> capacity.Node:

@@ -49,13 +49,13 @@ def _evaluate_there(address: str, registry: Any, manifest: Any, split: str, over
     """Evaluate as a task of the cluster at ``address``, with the CPUs and GPUs that ``evaluate`` names."""
     import ray
 
-    from cluster.coordinator import evaluate_task
+    from cluster.coordinator import evaluate_task, evaluation_options
     from cluster.launch import root_cause
     from cluster.local import ray_cluster
 
     needs = registry.config(overrides).evaluate
     with ray_cluster(None if address == "local" else address, needs.cpus, needs.gpus):
-        task = evaluate_task.options(num_cpus=needs.cpus, num_gpus=needs.gpus)
+        task = evaluate_task.options(**evaluation_options(needs))
         try:
             return ray.get(task.remote(registry.url, manifest, split, tuple(overrides)))
         except ray.exceptions.RayError as error:
