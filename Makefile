@@ -11,10 +11,10 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-hosts check bench clean distclean
+.PHONY: help install demo test test-all test-hosts check audit bench clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## the main job in 5 minutes: build a dataset, train 4 methods on 2 workers, write report.html
 	$(BIN)/boostlu demo
@@ -25,8 +25,8 @@ test: $(INSTALLED) ## the quick test suite
 test-all: $(INSTALLED) ## every test: also the slow ones (faults, soaks), and new random examples
 	$(BIN)/pytest -m 'not hosts' --hypothesis-profile=thorough
 
-test-hosts: $(INSTALLED) ## several hosts as containers on this machine; needs root, buildah and more, builds the image
-	$(BIN)/pytest -m hosts tests/hosts
+test-hosts: $(INSTALLED) ## several hosts on this machine, as containers and as Compose services; needs root, buildah and more
+	$(BIN)/pytest -m hosts tests/hosts tests/deploy
 
 check: $(INSTALLED) ## lint, formatting, types, security patterns
 	$(BIN)/ruff check .
