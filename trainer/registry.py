@@ -36,6 +36,8 @@ from trainer.amendments import changes, refuse_changes
 from trainer.checkpoint import Manifest, write_with_retries
 from trainer.config import RunConfig, make_config
 
+#: Raised when older code could no longer read a run rightly; a field that may be absent needs no new version. Whoever
+#: raises it makes ``RunRegistry.open`` bring runs of the version before up to date, and adds one to tests/unit/golden.
 SCHEMA_VERSION = 1
 
 #: A lease that was not renewed for so long is free, when its process cannot be looked up on this host.
@@ -97,7 +99,10 @@ class RunRegistry:
             raise UserError(f"no run at {url}", did_you_mean(registry.name, names))
         version = registry.description()["schema_version"]
         if version != SCHEMA_VERSION:
-            raise UserError(f"{url} has run schema {version}, this version reads {SCHEMA_VERSION}", "use its version")
+            raise UserError(
+                f"{url} has run schema {version}, this version of boostlu reads {SCHEMA_VERSION}",
+                "use a newer version of boostlu" if version > SCHEMA_VERSION else "use the version that made the run",
+            )
         return registry
 
     def description(self) -> dict[str, Any]:
@@ -210,9 +215,11 @@ class RunRegistry:
         storage.remove(checkpoint.checkpoint_url(self.url, manifest.name))
 
     def orphans(self) -> list[str]:
-        """Return checkpoint folders without a readable manifest: saves that were never committed."""
+        """Return checkpoint folders without a whole manifest: saves that were never committed. One that is whole but
+        not understood was committed by another version, and is left alone."""
         names = storage.list_names(self.path("checkpoints"))
-        return [name for name in names if checkpoint.read_manifest(self.url, name) is None]
+        manifests = {name: checkpoint.checkpoint_url(self.url, name, "manifest.json") for name in names}
+        return [name for name, url in manifests.items() if _read_or_none(url) is None]
 
     def delete_orphan(self, name: str) -> None:
         storage.remove(checkpoint.checkpoint_url(self.url, name))
