@@ -36,8 +36,8 @@ from trainer.amendments import changes, refuse_changes
 from trainer.checkpoint import Manifest, write_with_retries
 from trainer.config import RunConfig, make_config
 
-#: Raised when older code could no longer read a run rightly; a field that may be absent needs no new version. Whoever
-#: raises it makes ``RunRegistry.open`` bring runs of the version before up to date, and adds one to tests/unit/golden.
+#: Raised when older code could no longer read a run rightly; a field that may be absent needs no new version. Who
+#: raises it makes ``RunRegistry.open`` bring older runs up to date, and adds a run of the new version to the tests.
 SCHEMA_VERSION = 1
 
 #: A lease that was not renewed for so long is free, when its process cannot be looked up on this host.

@@ -185,7 +185,7 @@ class DisturbedRun:
     def _inject(self, fault: str) -> str | None:
         """Do it; return what was hit, or None."""
         family = family_of(self._job.pid)
-        victims = {"worker": "RayTrainWorker", "hang": "RayTrainWorker", "coordinator": "Coordinator"}
+        victims = {"worker": "RayTrainWorker", "hang": "RayTrainWorker", "coordinator": "ray::Coordinator"}
         if fault in victims or fault == "evaluator":
             found = named(family, victims.get(fault, "ray::evaluate_task"))
             if not found:

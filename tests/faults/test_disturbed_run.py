@@ -27,7 +27,7 @@ from trainer.registry import RunRegistry
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "Coordinator"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "ray::Coordinator"])
 def test_a_part_of_the_job_is_killed(job_config: Path, tmp_path: Path, victim: str) -> None:
     """The run starts a second attempt by itself and finishes."""
     expected = undisturbed(job_config, tmp_path / "undisturbed")
