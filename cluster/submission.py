@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -50,6 +51,7 @@ class Jobs:
     def __init__(self, dashboard: Dashboard) -> None:
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
         # Ray would let these two override the address that it is given.
         names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
         saved = {name: os.environ.pop(name) for name in names if name in os.environ}
