@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sharding import storage
 from sharding.errors import UserError
 from sharding.index import read_split
+from tests.attempts import ALONE, start
 from trainer import checkpoint
 from trainer.comparison import differences
 from trainer.config import RunConfig, make_config
@@ -25,14 +25,6 @@ from trainer.events import read_events
 from trainer.registry import RunRegistry
 from trainer.telemetry import Telemetry
 from trainer.training import train
-from trainer.world import World
-
-ALONE = World(0, 1, torch.device("cpu"))
-MIB = 2**20
-
-
-def start(config: RunConfig, runs: str | Path) -> RunRegistry:
-    return RunRegistry.create(str(runs), config, read_split(config.dataset.path, "train").dataset)
 
 
 def attempt(registry: RunRegistry, at_step: Callable[[int], bool | None] = lambda _: False) -> bool:
