@@ -22,6 +22,7 @@ from sharding.build import build_dataset
 from sharding.errors import UserError
 from trainer.events import read_events, step_history
 from trainer.registry import RunRegistry
+from trainer.timing import TimeSplit
 
 #: Steps that warm up: caches, DDP's bucket layout.
 WARM_UP = 10
@@ -116,6 +117,7 @@ def _figures(registry: RunRegistry, started: float, samples: list[tuple[int, int
     first = history[0]
     model = checkpoint.read_model(registry.url, registry.checkpoints()[-1])
     spread = samples[-1][0] - samples[0][0] if samples else 0
+    split = TimeSplit.of(steady)
     return {
         "images_per_second": sum(e["samples"] for e in steady) / sum(e["seconds"] + e["waited"] for e in steady),
         "seconds_to_first_step": first["time"] - first["seconds"] - started,
@@ -123,6 +125,11 @@ def _figures(registry: RunRegistry, started: float, samples: list[tuple[int, int
         "steps": len(history),
         "loopback_bytes_a_step": (samples[-1][1] - samples[0][1]) / spread if spread else None,
         "loopback_is_its_own": alone,
+        "milliseconds_a_step": {
+            "computing": 1000 * split.computing / len(steady),
+            "communicating": 1000 * (split.communication or 0.0) / len(steady),
+            "waiting": 1000 * split.waiting / len(steady),
+        },
         "parameter_bytes": 4 * sum(t.numel() for name, t in model.items() if not _is_statistic(name)),
     }
 

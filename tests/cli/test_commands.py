@@ -54,6 +54,8 @@ COMMANDS = [
     ("checkpoints", "prune"),
     ("checkpoints", "export"),
     ("reproduce",),
+    ("deploy", "render"),
+    ("deploy", "secrets"),
     ("config", "show"),
     ("config", "check"),
     ("shards", "build"),
