@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.capacity import Need, Node, holds_worker, why_not
+from cluster.capacity import Need, Node, holds_worker, room_for_workers, why_not
 from cluster.nodes import parse_nodes
+from trainer.config import make_config
 
 
 def need(workers: int = 2, cpus: float = 1, gpus: float = 0, evaluator: tuple[float, float] = (1, 0)) -> Need:
@@ -69,3 +70,26 @@ def test_nodes_of_the_dashboard_head_first_dead_ones_left_out():
         entry("10.0.0.9", True, "ALIVE"),
     ]
     assert parse_nodes(listed) == [Node("10.0.0.9", 0, 0), Node("10.0.0.2", 4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "beside", "room"),
+    [
+        (need(), nodes((3, 0)), True, 2),
+        (need(), nodes((3, 0)), False, 3),  # the evaluator is at work, and what is free is free
+        (need(), nodes((1, 0), (1, 0)), True, 1),
+        (need(), nodes((0, 0)), True, 0),
+        (need(), [], True, 0),
+        (need(2, 2), nodes((3, 0), (2, 0)), True, 2),
+        (need(2, 2), nodes((1, 0), (1, 0)), False, 0),
+        (need(4, 8, 1, (4, 1)), nodes((32, 4)), True, 3),
+        (need(4, 8, 1, (0, 0)), nodes((32, 4), (8, 0)), True, 4),
+    ],
+)
+def test_how_many_workers_there_is_room_for(wanted, free, beside, room):
+    assert room_for_workers(wanted, free, beside_evaluator=beside) == room
+
+
+def test_an_elastic_run_needs_only_its_minimum():
+    config = make_config({"name": "a", "dataset": {"path": "/d"}, "workers": {"num": 8, "min": 2}})
+    assert Need.of(config).workers == 2

@@ -114,3 +114,11 @@ def test_presets_are_the_authors_settings() -> None:
         assert (config.plan.global_batch, config.epochs, config.augment.flip) == (16, 10, True)
         assert (config.optimizer.schedule, config.optimizer.weight_decay) == ("constant", 0)
         assert config.dataset.labels == "single-positive-1200"
+
+
+def test_more_workers_at_least_than_at_most_are_refused() -> None:
+    values = {"name": "a", "dataset": {"path": "/d"}}
+    assert make_config(values, ["workers.num=3"]).workers.least == 3
+    assert make_config(values, ["workers.num=3", "workers.min=2"]).workers.least == 2
+    with pytest.raises(UserError, match=r"workers\.min=4: .*more than workers\.num=3"):
+        make_config(values, ["workers.num=3", "workers.min=4"])
