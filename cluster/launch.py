@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -95,7 +94,9 @@ def _patiently(signals: StopSignals, call: Callable[..., Result], *arguments: An
     for wait in (*STORAGE_WAITS, None):
         try:
             return call(*arguments)
-        except OSError as error:
+        except Exception as error:
+            if not storage.is_trouble(error):
+                raise
             if wait is None or signals.is_final():
                 raise UserError(
                     f"the run's storage does not answer: {error}",
@@ -170,7 +171,7 @@ class _Attempt:
 
     def _renew_lease(self) -> None:
         """Storage that does not answer for a while is no reason to end a run; a newer attempt is."""
-        with suppress(OSError):
+        with storage.tolerate_trouble():
             self.registry.check_owner(self.number)
             self.registry.renew_lease(self.number)
 

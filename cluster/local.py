@@ -18,8 +18,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Workers keep the folder that the user started in, so that relative paths mean the same everywhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Ray's default waits a minute for a worker group that a lost node keeps from starting.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # An attempt starts only when there is room for it; when its node goes just then, this is what that costs.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,24 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import UserError
+
+#: Packages under fsspec whose errors are no OSError: an S3 endpoint that cannot be reached is a botocore exception.
+_CLIENTS = {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether ``error`` comes from storage that fails, perhaps for a while only, not from a mistake in the code."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+@contextmanager
+def tolerate_trouble() -> Iterator[None]:
+    """Go on when storage fails in the block: for what will be tried again anyway."""
+    try:
+        yield
+    except Exception as error:
+        if not is_trouble(error):
+            raise
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -182,10 +182,10 @@ def write_with_retries(url: str, content: bytes, waits: Sequence[float] = WRITE_
         try:
             storage.write_atomic(url, content)
             return
-        except Exception as error:  # each kind of storage has errors of its own
+        except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise UserError(f"no space left for {url}", "free some space and resume; nothing is lost") from error
-            if wait is None:
+            if wait is None or not storage.is_trouble(error):
                 raise
             time.sleep(wait)
 

@@ -7,9 +7,9 @@ so both leave the same files.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import Any
 
+from sharding import storage
 from sharding.errors import UserError
 from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
@@ -119,6 +119,6 @@ class RunCoordinator:
         rule = self.config.checkpoint
         pinned = self._pinned | waiting
         for manifest in superfluous(manifests, scores, pinned, rule.keep_last, rule.keep_every_epochs):
-            with suppress(OSError):  # a storage that refuses just now is asked again at the next commit
+            with storage.tolerate_trouble():  # a storage that refuses just now is asked again at the next commit
                 self.registry.delete_checkpoint(manifest)
                 self.event("checkpoint_deleted", checkpoint=manifest.name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,7 +43,7 @@ class EventLog:
             return
         self._buffer.append(line)
         if time.monotonic() - self._flushed_at > REMOTE_FLUSH_SECONDS:
-            with suppress(OSError):  # storage that fails just now: the lines stay for the next flush
+            with storage.tolerate_trouble():  # storage that fails just now: the lines stay for the next flush
                 self.flush()
 
     def flush(self) -> None:
@@ -115,7 +114,7 @@ class TensorBoard:
     def sync(self) -> None:
         self._writer.flush()
         if self._temporary is not None:
-            with suppress(OSError):  # the next sync copies the whole files again
+            with storage.tolerate_trouble():  # the next sync copies the whole files again
                 for path in self._folder.iterdir():
                     storage.upload(path, storage.join(self._target, path.name))
 

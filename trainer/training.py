@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -30,6 +31,9 @@ from trainer.step import StepResult, training_step
 from trainer.telemetry import Telemetry, Totals, memory_bytes
 from trainer.timing import StepMeter, StepTimes
 from trainer.world import World
+
+#: Of the thread that writes checkpoints.
+NICENESS = 10
 
 
 def train(
@@ -269,7 +273,8 @@ class CheckpointWriter:
         #: Of the newest checkpoint: how long it held up the steps, and how long it took until it was committed.
         self.stall_seconds: float | None = None
         self.seconds: float | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # Only this thread becomes nicer, where priorities are a thread's own (Linux): hashing yields to training.
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=os.nice, initargs=(NICENESS,))
         self._pending: Future[None] | None = None
 
     def busy(self) -> bool:

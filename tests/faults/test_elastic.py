@@ -110,3 +110,20 @@ def test_a_node_goes_and_another_comes(elastic_config: Path, tmp_path: Path, clu
     for key in ("epoch", "samples", "lr"):
         assert history(registry, key) == history(expected, key)[:done], key
     assert history(registry, "loss") == pytest.approx(history(expected, "loss")[:done], rel=0.02)
+
+
+def test_the_evaluator_goes_where_its_labels_say(cluster: Any) -> None:
+    """A task with the options of an evaluation runs on the node that has the label, though the head is free."""
+    import ray
+
+    from cluster.coordinator import evaluation_options
+    from trainer.evaluation import EvaluateConfig
+
+    node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", labels={"role": "evaluation"})
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        options = evaluation_options(EvaluateConfig(label_selector={"role": "evaluation"}))
+        where = ray.remote(lambda: ray.get_runtime_context().get_node_id()).options(**options)
+        assert {ray.get(where.remote(), timeout=120) for _ in range(3)} == {node.node_id}
+    finally:
+        ray.shutdown()
