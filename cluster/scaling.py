@@ -23,6 +23,7 @@ SHRINK_AFTER_SECONDS = 5.0
 #: More room is believed after this time: a node that comes up may go down at once.
 GROW_AFTER_SECONDS = 10.0
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 2.0
 #: While a run waits for room it says so this often.
 SAY_SECONDS = 60.0
 #: A node whose daemon does not take a connection in this time is taken for lost, before Ray itself notices.
@@ -87,15 +88,16 @@ class Growth:
         self._need, self._least = _need(config), config.workers.least
         self._most = running if again else config.workers.num
         self.running, self._since = running, time.monotonic()
-        self._room = running
+        self._room, self._looked = running, 0.0
 
     def wanted(self, evaluating: bool) -> int | None:
         """Return the number of workers to go on with instead, None to leave things as they are.
 
         evaluating: whether the evaluator holds its resources just now; if not, its share must stay free.
         """
-        if self.running >= self._most:
+        if self.running >= self._most or time.monotonic() - self._looked < LOOK_SECONDS:
             return None
+        self._looked = time.monotonic()
         room = self.running + room_for_workers(self._need, free_nodes(), beside_evaluator=not evaluating)
         if room != self._room:
             self._room, self._since = room, time.monotonic()

@@ -125,7 +125,9 @@ class RunRegistry:
         settings = self.config().model_dump(mode="json")
         before = next((a["config"] for a in reversed(attempts.values()) if "config" in a), None)
         if before is not None:
-            refuse_changes(changes(before, settings), self.name)
+            # Validated anew, so that a setting which an older version did not have counts as its default.
+            known = make_config(before, origin=f"the settings of attempt {number - 1}").model_dump(mode="json")
+            refuse_changes(changes(known, settings), self.name)
         description = {**_this_process(), "attempt": number, "started": time.time(), "workers": workers}
         description["config"] = settings
         while not storage.create_exclusive(self._attempt_path(number), _json_bytes(description)):

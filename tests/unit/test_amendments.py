@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,12 @@ def test_an_edited_config_file_is_refused_by_name(registry: RunRegistry) -> None
     with pytest.raises(UserError, match=r"model\.alpha was 5\.0, is 7"):
         registry.begin_attempt(2)
     assert list(registry.attempts()) == [1]
+
+
+def test_a_setting_that_the_version_before_did_not_have_is_no_change(registry: RunRegistry) -> None:
+    registry.begin_attempt(2)
+    path = Path(registry.path("attempts", "0001.json"))
+    record = json.loads(path.read_text())
+    del record["config"]["model"]["batch_norm"], record["config"]["precision"]
+    path.write_text(json.dumps(record))
+    assert registry.begin_attempt(2) == 2
