@@ -187,7 +187,8 @@ class _Job:
         self.reader, self.load_one = reader, load
         real = np.array(request.real, bool)
         self.batch = Batch(request.step, memory, request.samples, real, epoch=request.epoch)
-        self._places = memory.unsqueeze(1).unbind(0)  # made at once: a view made by a decode thread disturbs the caller
+        # Made at once: each view that a decode thread made would disturb the caller's thread.
+        self._places = memory.unsqueeze(1).unbind(0)
         self.error: BaseException | None = None
         self.cancelled = False
         self.done = threading.Event()
