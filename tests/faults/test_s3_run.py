@@ -37,9 +37,9 @@ def credentials(server: FlakyS3) -> dict[str, str]:
 
 def test_a_run_on_s3_is_the_run_on_disk(s3: FlakyS3, job_config: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     expected = undisturbed(job_config, tmp_path / "local")
-    with start(s3, job_config, tiny_dataset, tmp_path) as run:
+    with start(s3, "sound", job_config, tiny_dataset, tmp_path) as run:
         assert run.wait(timeout=500) == 0, log(tmp_path)
-    registry = RunRegistry("s3://runs/all/tiny")
+    registry = RunRegistry("s3://runs-sound/all/tiny")
     assert registry.state() == "finished"
     assert_same_end(registry, expected)
     assert any("tfevents" in name for name in storage.list_names(registry.path("tensorboard")))
@@ -52,8 +52,8 @@ def test_an_s3_that_is_slow_and_refuses_writes_for_a_while(
     nothing can be written. The run comes to its end by itself, and to the very result."""
     expected = undisturbed(job_config, tmp_path / "local")
     s3.latency, s3.write_latency = 0.1, 0.2
-    registry = RunRegistry("s3://runs/all/tiny")
-    with start(s3, job_config, tiny_dataset, tmp_path) as run:
+    registry = RunRegistry("s3://runs-bad/all/tiny")
+    with start(s3, "bad", job_config, tiny_dataset, tmp_path) as run:
         wait_until(run, lambda: bool(registry.checkpoints()))
         s3.write_fault = lambda _key, _number: 503
         ends = time.monotonic() + 50
@@ -64,13 +64,13 @@ def test_an_s3_that_is_slow_and_refuses_writes_for_a_while(
     assert_same_end(registry, expected)
 
 
-def start(s3: FlakyS3, config: Path, dataset: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
-    """Start the job with its dataset and its runs on ``s3``."""
-    s3.upload(tmp_path / "nothing", "runs")
-    settings = [f"dataset.path={s3.upload(dataset, 'dataset')}", f"loader.cache.folder={tmp_path / 'cache'}"]
+def start(s3: FlakyS3, name: str, config: Path, dataset: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """Start the job with its dataset and its runs in buckets of its own; moto's servers share what they hold."""
+    runs = s3.upload(tmp_path / "nothing", f"runs-{name}")
+    settings = [f"dataset.path={s3.upload(dataset, f'data-{name}')}", f"loader.cache.folder={tmp_path / 'cache'}"]
     with open(tmp_path / "log", "wb") as file:
         return subprocess.Popen(
-            [*BOOSTLU, "train", str(config), *settings, "--runs", "s3://runs/all"],
+            [*BOOSTLU, "train", str(config), *settings, "--runs", f"{runs}/all"],
             env={**os.environ, **ENVIRONMENT, **credentials(s3)},
             stdout=file,
             stderr=subprocess.STDOUT,
