@@ -33,7 +33,7 @@ COMMAND = [sys.executable, "-m", "cluster.cli.main"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
-#: A run that has not trained again after so long counts as lost.
+#: A run that has done no step for so long counts as lost.
 PATIENCE_SECONDS = 400.0
 #: Steps of an attempt before the next fault: few enough that some come before a checkpoint, some after several.
 STEPS_BETWEEN = (1, 40)
@@ -209,11 +209,13 @@ class DisturbedRun:
 
     def _wait_until(self, ready: Callable[[], bool], what: str) -> None:
         """Wait for something, or for the end of the run, resuming it whenever its driver has ended."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        progress, since = 0, time.monotonic()
         while self.registry.result() is None and not ready():
             self._go_on()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {what} in {PATIENCE_SECONDS:g} s")
+            if (now := len(self._steps())) != progress:
+                progress, since = now, time.monotonic()
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                raise TimeoutError(f"no {what}, and no step, in {PATIENCE_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
 
     def _trains(self, steps: int) -> bool:
