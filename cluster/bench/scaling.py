@@ -1,5 +1,8 @@
 """One and two processes on this machine, each with the same share of the batch: speed, bytes a step, time to start.
 
+Beside the speed stands the processor time an image: on a machine that is busy with other things it is the figure to
+compare, though it does not see a process that waits.
+
 The processes use loopback. Where this may make a network namespace (root), they get one of their own, so that the
 bytes that its loopback carries are theirs alone.
 """
@@ -12,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from cluster.bench.scaling_model import ring_bytes, selection_payload
@@ -49,6 +54,7 @@ def measure(backbone: str, batch: int, steps: int, rounds: int) -> dict[str, Any
         "gradient_bytes": payload,
         "processes": best,
         "efficiency": best[2]["images_per_second"] / (2 * best[1]["images_per_second"]),
+        "efficiency_by_processor_time": best[1]["processor_ms_an_image"] / best[2]["processor_ms_an_image"],
         "bytes_a_step_by_formula": expected,
         "bytes_a_step_to_formula": best[2]["loopback_bytes_a_step"] / expected,
         "ray_two_workers": ray,
@@ -97,11 +103,11 @@ def _watched(command: list[str], registry: RunRegistry) -> dict[str, Any]:
     process = subprocess.Popen(
         [*alone, *command], env={**os.environ, **_ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    samples: list[tuple[int, int]] = []
+    samples: list[Sample] = []
     while process.poll() is None:
-        done = len(step_history(read_events(registry.url)))
-        if done >= WARM_UP and (carried := _loopback_bytes(process.pid)) is not None:
-            samples.append((done, carried))
+        history = step_history(read_events(registry.url))
+        if len(history) >= WARM_UP:
+            samples += _sample(process.pid, len(history), sum(e["samples"] for e in history))
         time.sleep(0.2)
     if process.returncode:
         last = process.stderr.read().decode().strip().splitlines() if process.stderr else []
@@ -109,21 +115,45 @@ def _watched(command: list[str], registry: RunRegistry) -> dict[str, Any]:
     return _figures(registry, started, samples, bool(alone))
 
 
-def _figures(registry: RunRegistry, started: float, samples: list[tuple[int, int]], alone: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sample:
+    """At one moment: steps and images done, bytes that loopback has carried, processor seconds of all processes."""
+
+    steps: int
+    images: int
+    carried: int
+    processor: float
+
+
+def _sample(pid: int, steps: int, images: int) -> list[Sample]:
+    """Take one; none when the process has just ended."""
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        processor = sum(sum(member.cpu_times()[:2]) for member in family)
+        carried = _loopback_bytes(pid)
+    except (psutil.NoSuchProcess, OSError):
+        return []
+    return [Sample(steps, images, carried, processor)]
+
+
+def _figures(registry: RunRegistry, started: float, samples: list[Sample], alone: bool) -> dict[str, Any]:
     from trainer import checkpoint
 
     history = step_history(read_events(registry.url))
     steady = history[WARM_UP:]
     first = history[0]
     model = checkpoint.read_model(registry.url, registry.checkpoints()[-1])
-    spread = samples[-1][0] - samples[0][0] if samples else 0
+    # The last samples may show an evaluation, or processes that have ended: steps go on until the last but one.
+    begin, end = samples[0], next(s for s in reversed(samples) if s.steps < samples[-1].steps or s is samples[0])
+    steps, images = max(1, end.steps - begin.steps), max(1, end.images - begin.images)
     split = TimeSplit.of(steady)
     return {
         "images_per_second": sum(e["samples"] for e in steady) / sum(e["seconds"] + e["waited"] for e in steady),
         "seconds_to_first_step": first["time"] - first["seconds"] - started,
         "seconds_in_all": time.time() - started,
         "steps": len(history),
-        "loopback_bytes_a_step": (samples[-1][1] - samples[0][1]) / spread if spread else None,
+        "processor_ms_an_image": 1000 * (end.processor - begin.processor) / images,
+        "loopback_bytes_a_step": (end.carried - begin.carried) / steps,
         "loopback_is_its_own": alone,
         "milliseconds_a_step": {
             "computing": 1000 * split.computing / len(steady),
@@ -147,11 +177,8 @@ def _own_network() -> list[str]:
     return prefix if works.returncode == 0 else []
 
 
-def _loopback_bytes(pid: int) -> int | None:
+def _loopback_bytes(pid: int) -> int:
     """Return what the loopback of the process's network has sent so far."""
-    try:
-        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()
-    except OSError:
-        return None
-    counts = next((line.split(":")[1].split() for line in lines if line.strip().startswith("lo:")), None)
-    return int(counts[8]) if counts else None
+    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()
+    counts = next(line.split(":")[1].split() for line in lines if line.strip().startswith("lo:"))
+    return int(counts[8])
