@@ -73,7 +73,7 @@ class ClusterOfHosts:
         command = self.lab.command(number, "ray", "start", *common, "--disable-usage-stats", *options, **environment)
         self.lab.start(f"host{number}.log", command)
 
-    def await_nodes(self, count: int, seconds: float = 180) -> None:
+    def await_nodes(self, count: int, seconds: float = 400) -> None:
         """Wait until the cluster has exactly ``count`` nodes."""
         before = dict(os.environ)
         os.environ.update(self.environment)
@@ -94,7 +94,7 @@ class ClusterOfHosts:
         shutil.rmtree(self.lab.shared, ignore_errors=True)
 
 
-def wait_for(ready: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 400) -> None:
     """Poll ``ready`` until it holds; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not ready():
