@@ -26,7 +26,7 @@ from tests.jobs.ray_head import RayHead, ray_head
 from trainer.events import read_events, step_history
 from trainer.registry import RunRegistry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SAMPLES = 160
 
@@ -90,7 +90,7 @@ def _config(folder: Path) -> Path:
 def _scrape_until_complete(head: RayHead, driver: subprocess.Popen[bytes], found: Observed, log: Path) -> None:
     """Ask every endpoint that Ray lists for Prometheus until the run's metrics are all there."""
     targets = head.token_file.parent / "ray" / "prom_metrics_service_discovery.json"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while {exported(name) for name in METRICS} - found.scraped.keys():
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < deadline, sorted({exported(n) for n in METRICS} - found.scraped.keys())
