@@ -91,13 +91,9 @@ def training_step(
     # ── backward: DDP averages over ranks, the loss is a mean over the global batch ─────────────────────────────
     parts.optimizer.zero_grad(set_to_none=True)
     passes.backward(entries * (world.size / scale))
-    limit = config.optimizer.clip_norm or float("inf")
-    norm = float(torch.nn.utils.clip_grad_norm_(parts.model.parameters(), limit))
+    norm = _update(parts)
     if not np.isfinite(norm):
         raise _non_finite(parts, world, batch, step, total / scale, logits)
-    parts.optimizer.step()
-    if parts.average is not None:
-        parts.average.update_parameters(parts.model)
 
     if picked is not None and config.loss.name == "ll-cp":
         _remember(parts, batch, picked, logits, progress.epoch)
@@ -112,6 +108,17 @@ def training_step(
         stop=stop_votes > 0,
         save=save_votes > 0,
     )
+
+
+def _update(parts: Parts) -> float:
+    """Clip the gradient and change the weights; returns its norm before. One that is not finite changes nothing."""
+    limit = parts.config.optimizer.clip_norm or float("inf")
+    norm = float(torch.nn.utils.clip_grad_norm_(parts.model.parameters(), limit))
+    if np.isfinite(norm):
+        parts.optimizer.step()
+        if parts.average is not None:
+            parts.average.update_parameters(parts.model)
+    return norm
 
 
 def _images(augment: Augment, batch: Batch, epoch: int, world: World) -> Tensor:
