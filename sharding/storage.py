@@ -42,7 +42,8 @@ def tolerate_trouble() -> Iterator[None]:
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the filesystem of ``url`` and the path within it; an unknown scheme is a :class:`UserError`."""
     try:
-        return url_to_fs(str(url))
+        # A remembered listing would hide what other hosts write later, from reads as well as from listings.
+        return url_to_fs(str(url), use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {url}: {error}", "install the fsspec driver for that scheme") from error
 
