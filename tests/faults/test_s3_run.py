@@ -48,15 +48,15 @@ def test_a_run_on_s3_is_the_run_on_disk(s3: FlakyS3, job_config: Path, tiny_data
 def test_an_s3_that_is_slow_and_refuses_writes_for_a_while(
     s3: FlakyS3, job_config: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """Every request takes its time for the whole run, and for most of a minute, longer than any file is tried,
-    nothing can be written. The run comes to its end by itself, and to the very result."""
+    """Every request takes its time for the whole run, and for 25 s, longer than any file is tried, nothing can be
+    written. The run comes to its end by itself, and to the very result."""
     expected = undisturbed(job_config, tmp_path / "local")
-    s3.latency, s3.write_latency = 0.1, 0.2
+    s3.latency, s3.write_latency = 0.02, 0.05
     registry = RunRegistry("s3://runs-bad/all/tiny")
     with start(s3, "bad", job_config, tiny_dataset, tmp_path) as run:
         wait_until(run, lambda: bool(registry.checkpoints()))
         s3.write_fault = lambda _key, _number: 503
-        ends = time.monotonic() + 50
+        ends = time.monotonic() + 25
         wait_until(run, lambda: time.monotonic() > ends)
         s3.write_fault = None
         assert run.wait(timeout=500) == 0, log(tmp_path)
