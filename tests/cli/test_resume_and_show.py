@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from cluster.cli import main as cli
-from cluster.cli import train as command
 from sharding import storage
 from sharding.index import read_split
 from trainer.config import make_config
@@ -21,14 +20,6 @@ from trainer.registry import RunRegistry
 def registry(tiny_values: dict[str, Any], tmp_path: Path) -> RunRegistry:
     config = make_config(tiny_values)
     return RunRegistry.create(str(tmp_path / "runs"), config, read_split(config.dataset.path, "train").dataset)
-
-
-@pytest.fixture
-def driven(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """URLs of the runs that would have been driven."""
-    urls: list[str] = []
-    monkeypatch.setattr(command, "run_and_print", lambda registry, *_: urls.append(registry.url))
-    return urls
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

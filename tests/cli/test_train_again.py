@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from cluster.cli import main as cli
-from cluster.cli import train as command
 from sharding.index import read_split
 from trainer.config import load_config
 from trainer.registry import LEASE_SECONDS, RunRegistry
@@ -22,14 +21,6 @@ def config_file(tiny_values: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_values))
     return path
-
-
-@pytest.fixture
-def driven(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """URLs of the runs that would have been driven."""
-    urls: list[str] = []
-    monkeypatch.setattr(command, "run_and_print", lambda registry, *_: urls.append(registry.url))
-    return urls
 
 
 def train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
