@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -43,20 +42,26 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """A command group that knows its commands' names and imports them on use."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # what a misspelt name is compared with
+
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 — click's signature
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, help_line = COMMANDS[cmd_name]
-        if "--help" in sys.argv[1:2] or len(sys.argv) < 2:
-            return click.Command(cmd_name, help=help_line)
+        module, attribute, _ = COMMANDS[cmd_name]
         found = getattr(importlib.import_module(module), attribute)
         app = found if isinstance(found, typer.Typer) else _single(found)
         command = typer.main.get_command(app)
         command.name = cmd_name
         return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, _, help_line) in COMMANDS.items()])
 
 
 def _single(function: Any) -> typer.Typer:

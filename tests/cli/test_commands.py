@@ -87,6 +87,18 @@ def test_the_list_of_commands_does_not_import_torch_or_ray() -> None:
     assert all(name in shown.stdout for name in cli.COMMANDS)
 
 
+def test_a_misspelt_command_is_answered_with_the_likely_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "shads") == 2
+    assert "'shards'" in capsys.readouterr().err
+
+
+def test_no_arguments_show_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    call(monkeypatch)
+    assert "Look at a Ray cluster." in capsys.readouterr().err
+
+
 BAD_STARTS = {
     "a typo": (["optimizr.lr=1"], "'optimizer'"),
     "no dataset there": (["dataset.path=/nowhere/digits"], "no dataset at /nowhere/digits"),
