@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from cluster.local import ray_cluster
+from cluster.nodes.local import ray_cluster
 from sharding.errors import UserError
 from sharding.pool import Engine
 

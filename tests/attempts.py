@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from sharding.index import read_split
-from trainer import checkpoint
 from trainer.config import RunConfig
-from trainer.coordination import RunCoordinator
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
-from trainer.telemetry import Telemetry
+from trainer.run import checkpoint
+from trainer.run.coordination import RunCoordinator
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 from trainer.training import train
+from trainer.watch.telemetry import Telemetry
 from trainer.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))

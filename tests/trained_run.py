@@ -10,11 +10,11 @@ from sharding.build import build_dataset
 from sharding.index import read_split
 from sharding.overlays import write_single_positive
 from sharding.pool import inline
-from trainer.checkpoint import Manifest
 from trainer.config import make_config
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import evaluate
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import Manifest
+from trainer.run.coordination import RunCoordinator
+from trainer.run.registry import RunRegistry
 from trainer.training import train
 from trainer.world import World
 

@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from sharding.errors import UserError
 from sharding.index import read_split
-from trainer.checkpoint import Manifest
 from trainer.config import RunConfig, load_config
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import evaluate
-from trainer.registry import RunRegistry, find_run
+from trainer.run.checkpoint import Manifest
+from trainer.run.coordination import RunCoordinator
+from trainer.run.registry import RunRegistry, find_run
 from trainer.training import train
 from trainer.world import World, join_torchrun
 

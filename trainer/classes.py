@@ -10,7 +10,7 @@ from sharding.errors import UserError
 from sharding.index import SplitIndex
 
 if TYPE_CHECKING:
-    from trainer.registry import RunRegistry
+    from trainer.run.registry import RunRegistry
 
 
 def output_columns(registry: RunRegistry, index: SplitIndex) -> np.ndarray:

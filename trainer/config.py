@@ -16,15 +16,15 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from sharding import storage
 from sharding.errors import UserError, did_you_mean
 from sharding.schema import Strict
-from trainer.checkpoint import CheckpointConfig
 from trainer.data.augment import AugmentConfig
 from trainer.data.loader import LoaderConfig
 from trainer.data.plan import PlanConfig
 from trainer.evaluation import EvaluateConfig
 from trainer.losses import LossConfig
-from trainer.model import ModelConfig
+from trainer.model.classifier import ModelConfig
 from trainer.optimization import OptimizerConfig
-from trainer.profiling import ProfileConfig
+from trainer.run.checkpoint import CheckpointConfig
+from trainer.watch.profiling import ProfileConfig
 
 
 class DatasetConfig(Strict):

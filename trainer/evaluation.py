@@ -16,7 +16,6 @@ from torch import Tensor
 from sharding.errors import UserError
 from sharding.index import SplitIndex
 from sharding.schema import Strict
-from trainer import checkpoint
 from trainer.classes import output_columns
 from trainer.data.augment import Augment
 from trainer.data.labels import dense_labels
@@ -25,12 +24,13 @@ from trainer.data.mapped import open_split
 from trainer.data.plan import sequential_batches, sequential_schedule
 from trainer.metrics import VerifiedEntries, fit_thresholds, join_entries, rank_entries, verified_entries
 from trainer.metrics import evaluate as measure
-from trainer.model import Classifier, build_model
+from trainer.model.classifier import Classifier, build_model
+from trainer.run import checkpoint
 
 if TYPE_CHECKING:
-    from trainer.checkpoint import Manifest
     from trainer.config import RunConfig
-    from trainer.registry import RunRegistry
+    from trainer.run.checkpoint import Manifest
+    from trainer.run.registry import RunRegistry
 
 
 class EvaluateConfig(Strict):

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sharding.errors import UserError, did_you_mean
 from sharding.schema import Strict
-from trainer.model import Classifier
+from trainer.model.classifier import Classifier
 
 
 class OptimizerConfig(Strict):

@@ -12,7 +12,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from sharding.errors import UserError
 from sharding.index import Labels, SplitIndex
-from trainer.checkpoint import Snapshot
 from trainer.config import RunConfig
 from trainer.corrections import Corrections
 from trainer.data.augment import Augment
@@ -20,8 +19,9 @@ from trainer.data.mapped import open_labels, open_split
 from trainer.data.plan import PlanIdentity, SamplePlan, rank_slots
 from trainer.evaluation import load_state
 from trainer.losses import Loss, build_loss
-from trainer.model import Classifier, build_model
+from trainer.model.classifier import Classifier, build_model
 from trainer.optimization import build_optimizer, freeze, moving_average
+from trainer.run.checkpoint import Snapshot
 from trainer.world import World
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from trainer.gather import is_distributed
-from trainer.timing import collective
+from trainer.watch.timing import collective
 
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits), from the most significant
 _LARGEST_FLOAT = torch.finfo(torch.float32).max

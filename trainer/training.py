@@ -13,23 +13,30 @@ from dataclasses import asdict, replace
 import torch
 
 from sharding.errors import UserError
-from trainer.checkpoint import CheckpointConfig, HostMemory, Manifest, Snapshot, TrainingPosition, write_checkpoint
 from trainer.config import RunConfig
 from trainer.corrections import Corrections
 from trainer.data.loader import Batch, Corrupt, Loader, Request
 from trainer.data.plan import SamplePlan, rank_slots, training_schedule
 from trainer.data.transforms import image_transform
-from trainer.events import EventLog, TensorBoard
-from trainer.hang import HangWatch
 from trainer.losses import Progress
 from trainer.optimization import lr_factor, set_learning_rate
-from trainer.pace import Pace
 from trainer.parts import Parts, build_parts, restore
-from trainer.profiling import StepProfiler
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import (
+    CheckpointConfig,
+    HostMemory,
+    Manifest,
+    Snapshot,
+    TrainingPosition,
+    write_checkpoint,
+)
+from trainer.run.events import EventLog, TensorBoard
+from trainer.run.registry import RunRegistry
 from trainer.step import StepResult, training_step
-from trainer.telemetry import Telemetry, Totals, memory_bytes
-from trainer.timing import StepMeter, StepTimes
+from trainer.watch.hang import HangWatch
+from trainer.watch.pace import Pace
+from trainer.watch.profiling import StepProfiler
+from trainer.watch.telemetry import Telemetry, Totals, memory_bytes
+from trainer.watch.timing import StepMeter, StepTimes
 from trainer.world import World
 
 #: Of the thread that writes checkpoints.
@@ -172,7 +179,7 @@ def _resume(
     if manifest is None:
         return 0, 1, 0, frozenset()
     if snapshot is None:
-        from trainer.checkpoint import read_checkpoint
+        from trainer.run.checkpoint import read_checkpoint
 
         snapshot = read_checkpoint(registry.url, manifest)
     restore(parts, snapshot)

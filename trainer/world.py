@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.timing import collective
+from trainer.watch.timing import collective
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ import yaml
 
 from cluster.bench.victims import damage_newest_checkpoint, family_of, kill, named, tear_attempt_record
 from sharding.errors import UserError
-from trainer.comparison import differences
-from trainer.events import read_events
-from trainer.registry import RunRegistry
+from trainer.run.comparison import differences
+from trainer.run.events import read_events
+from trainer.run.registry import RunRegistry
 
 COMMAND = [sys.executable, "-m", "cluster.cli.main"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]

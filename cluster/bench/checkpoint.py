@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import HostMemory, Snapshot, TrainingPosition, write_checkpoint
 from trainer.data.plan import PlanIdentity
-from trainer.model import ModelConfig, build_model
+from trainer.model.classifier import ModelConfig, build_model
 from trainer.optimization import OptimizerConfig, build_optimizer
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import HostMemory, Snapshot, TrainingPosition, write_checkpoint
+from trainer.run.registry import RunRegistry
 from trainer.training import CheckpointWriter
 from trainer.world import World
 

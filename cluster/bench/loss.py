@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.boostlu import BoostLUHead
 from trainer.corrections import Corrections
 from trainer.losses import LossConfig, Progress, build_loss
 from trainer.losses.binary import assume_negative
+from trainer.model.boostlu import BoostLUHead
 from trainer.selection import select_large
 
 
@@ -74,7 +74,7 @@ def selection(size: Size, device: torch.device, repeats: int) -> dict[str, Any]:
 
 def training_step_seconds(size: Size, device: torch.device) -> float:
     """Forward and backward of backbone and head, measured on ``step_images`` images and scaled to ``batch``."""
-    from trainer.model import ModelConfig, build_model
+    from trainer.model.classifier import ModelConfig, build_model
 
     model = build_model(ModelConfig(backbone=size.backbone, weights="none"), size.classes, seed=0).to(device)
     images = torch.randn(size.step_images, 3, size.image_size, size.image_size, device=device)

@@ -25,9 +25,9 @@ import yaml
 from cluster.bench.scaling_model import ring_bytes, selection_payload
 from sharding.build import build_dataset
 from sharding.errors import UserError
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
-from trainer.timing import TimeSplit
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
+from trainer.watch.timing import TimeSplit
 
 #: Steps that warm up: caches, DDP's bucket layout.
 WARM_UP = 10
@@ -137,7 +137,7 @@ def _sample(pid: int, steps: int, images: int) -> list[Sample]:
 
 
 def _figures(registry: RunRegistry, started: float, samples: list[Sample], alone: bool) -> dict[str, Any]:
-    from trainer import checkpoint
+    from trainer.run import checkpoint
 
     history = step_history(read_events(registry.url))
     steady = history[WARM_UP:]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from trainer.registry import RunRegistry
+from trainer.run.registry import RunRegistry
 
 
 def family_of(pid: int) -> list[psutil.Process]:

@@ -30,11 +30,11 @@ def analyze(
 
     from sharding import storage
     from sharding.index import read_split
-    from trainer.analysis import compare, summary
     from trainer.classes import require_same_classes
-    from trainer.explain import Explainer
-    from trainer.registry import RunRegistry, find_run
+    from trainer.explain.analysis import compare, summary
+    from trainer.explain.maps import Explainer
     from trainer.report.analysis_page import render_analysis
+    from trainer.run.registry import RunRegistry, find_run
 
     one, two = (RunRegistry.open(find_run(runs, run)) for run in (first, second))
     explainers = Explainer(one), Explainer(two, two.config(overrides or []))

@@ -40,7 +40,7 @@ def verify(run: Run, runs: Runs = "runs") -> None:
 
     Example:  boostlu checkpoints verify s3://bucket/runs/coco
     """
-    from trainer.checkpoint import problems
+    from trainer.run.checkpoint import problems
 
     registry, damaged = _open(run, runs), 0
     for manifest in registry.checkpoints():
@@ -62,7 +62,7 @@ def prune(
 
     Example:  boostlu checkpoints prune digits-ll-r --keep-last 1
     """
-    from trainer.policies import superfluous
+    from trainer.run.policies import superfluous
 
     registry = _open(run, runs)
     if registry.state() == "running":
@@ -97,7 +97,7 @@ def export(
 
     from cluster.cli.evaluate import choose_checkpoint
     from sharding import storage
-    from trainer.checkpoint import read_average, read_model
+    from trainer.run.checkpoint import read_average, read_model
 
     registry = _open(run, runs)
     manifest = choose_checkpoint(registry, checkpoint)
@@ -117,6 +117,6 @@ def export(
 
 
 def _open(run: str, runs: str) -> Any:
-    from trainer.registry import RunRegistry, find_run
+    from trainer.run.registry import RunRegistry, find_run
 
     return RunRegistry.open(find_run(runs, run))

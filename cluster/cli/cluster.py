@@ -33,9 +33,9 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
-    from cluster.capacity import Need, why_not
-    from cluster.dashboard import open_dashboard
-    from cluster.nodes import read_nodes, read_used
+    from cluster.jobs.dashboard import open_dashboard
+    from cluster.nodes.capacity import Need, why_not
+    from cluster.nodes.inventory import read_nodes, read_used
     from trainer.config import load_config
 
     settings = load_config(config, overrides or [], method) if config is not None else None

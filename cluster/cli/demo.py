@@ -46,8 +46,8 @@ def demo(
     Run it again after Ctrl-C: what is finished is kept, the rest goes on.
     """
     from cluster.cli.train import finish_run
-    from cluster.local import ray_cluster
-    from trainer.registry import RunRegistry
+    from cluster.nodes.local import ray_cluster
+    from trainer.run.registry import RunRegistry
 
     began = time.perf_counter()
     data, runs = storage.join(output, "data", "digits"), storage.join(output, "runs")

@@ -29,7 +29,7 @@ def evaluate(
     from sharding import storage
     from sharding.index import read_split
     from trainer.evaluation import evaluate as evaluate_checkpoint
-    from trainer.registry import RunRegistry, find_run
+    from trainer.run.registry import RunRegistry, find_run
 
     registry = RunRegistry.open(find_run(runs, run))
     settings = registry.config(overrides or [])
@@ -49,9 +49,9 @@ def _evaluate_there(address: str, registry: Any, manifest: Any, split: str, over
     """Evaluate as a task of the cluster at ``address``, with the CPUs and GPUs that ``evaluate`` names."""
     import ray
 
-    from cluster.coordinator import evaluate_task, evaluation_options
-    from cluster.launch import root_cause
-    from cluster.local import ray_cluster
+    from cluster.nodes.local import ray_cluster
+    from cluster.runs.coordinator import evaluate_task, evaluation_options
+    from cluster.runs.launch import root_cause
 
     needs = registry.config(overrides).evaluate
     with ray_cluster(None if address == "local" else address, needs.cpus, needs.gpus):
@@ -64,7 +64,7 @@ def _evaluate_there(address: str, registry: Any, manifest: Any, split: str, over
 
 def choose_checkpoint(registry: Any, wanted: str) -> Any:
     """Return the manifest of ``best``, ``last`` or a step number."""
-    from trainer.policies import best_checkpoint
+    from trainer.run.policies import best_checkpoint
 
     manifests = registry.checkpoints()
     if not manifests:

@@ -31,9 +31,9 @@ def explain(
     """
     from cluster.cli.evaluate import choose_checkpoint
     from sharding import storage
-    from trainer.explain import Explainer, class_numbers
-    from trainer.overlay import draw_explanation
-    from trainer.registry import RunRegistry, find_run
+    from trainer.explain.maps import Explainer, class_numbers
+    from trainer.explain.overlay import draw_explanation
+    from trainer.run.registry import RunRegistry, find_run
 
     registry = RunRegistry.open(find_run(runs, run))
     try:

@@ -12,7 +12,7 @@ from cluster.cli.train import Method, Overrides
 from sharding.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.submission import Job, Jobs
+    from cluster.jobs.submission import Job, Jobs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, follow and stop the jobs of a Ray cluster.")
 
@@ -43,12 +43,12 @@ def submit(
 
     CONFIG is read here and travels with the job; dataset and runs must be where every node reaches them.
     """
-    from cluster.capacity import Need
-    from cluster.code_version import code_version
-    from cluster.dashboard import open_dashboard
-    from cluster.job import JobSpec
-    from cluster.nodes import await_room
-    from cluster.submission import Jobs
+    from cluster.jobs.code_version import code_version
+    from cluster.jobs.dashboard import open_dashboard
+    from cluster.jobs.job import JobSpec
+    from cluster.jobs.submission import Jobs
+    from cluster.nodes.capacity import Need
+    from cluster.nodes.inventory import await_room
     from sharding import storage
     from trainer.config import load_config
 
@@ -114,7 +114,7 @@ def stop(run: Run, address: Dashboard = DEFAULT) -> None:
 
     Example:  boostlu jobs stop coco --address http://head:8265
     """
-    from cluster.submission import STOP_SECONDS
+    from cluster.jobs.submission import STOP_SECONDS
 
     jobs = _jobs(address)
     job = jobs.newest(run)
@@ -132,8 +132,8 @@ def stop(run: Run, address: Dashboard = DEFAULT) -> None:
 
 
 def _jobs(address: str) -> Jobs:
-    from cluster.dashboard import open_dashboard
-    from cluster.submission import Jobs
+    from cluster.jobs.dashboard import open_dashboard
+    from cluster.jobs.submission import Jobs
 
     return Jobs(open_dashboard(address))
 

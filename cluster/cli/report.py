@@ -21,9 +21,9 @@ def report(
 
     The pictures compare the last run with the AN run among them, so name the most interesting one last.
     """
-    from trainer.registry import RunRegistry, find_run
     from trainer.report import ReportRun, default_columns
     from trainer.report.published import method
+    from trainer.run.registry import RunRegistry, find_run
 
     registries = [RunRegistry.open(find_run(runs, name)) for name in run]
     titles = [method(registry.config()) for registry in registries]

@@ -11,7 +11,7 @@ from sharding import storage
 from sharding.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from cluster.reproduction import Contestant, Row
+    from cluster.reproduction.tables import Contestant, Row
 
 
 def reproduce(
@@ -31,9 +31,9 @@ def reproduce(
     What is finished is kept, so the command can be stopped and given again.
     """
     from cluster.cli.train import finish_run
-    from cluster.local import ray_cluster
-    from cluster.published import TABLES, TITLES
-    from cluster.reproduction import contestants, row
+    from cluster.nodes.local import ray_cluster
+    from cluster.reproduction.published import TABLES, TITLES
+    from cluster.reproduction.tables import contestants, row
 
     if table not in TABLES:
         raise UserError(f"no table {table!r}", did_you_mean(table, TABLES))
@@ -72,7 +72,7 @@ def _alpha(text: str) -> float:
 def _config(table: str, contestant: Contestant, seed: int, overrides: list[str]) -> Any:
     from importlib.resources import files
 
-    from cluster.published import TABLES
+    from cluster.reproduction.published import TABLES
     from trainer.config import load_config
 
     configs, entry = files("configs"), TABLES[table]
@@ -85,7 +85,7 @@ def _write(rows: list[Row], table: str, folder: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cluster.reproduction import cells, comma_separated, header, markdown, plot
+    from cluster.reproduction.tables import cells, comma_separated, header, markdown, plot
 
     shown = Table(*header(rows), header_style="bold")
     for one in rows:

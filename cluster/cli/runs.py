@@ -22,7 +22,7 @@ def list_(runs: Runs = "runs") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trainer.registry import list_runs
+    from trainer.run.registry import list_runs
 
     found = list_runs(runs)
     if not found:
@@ -47,7 +47,7 @@ def show(
 
     Example:  boostlu runs show digits-ll-r --watch
     """
-    from trainer.registry import RunRegistry, find_run
+    from trainer.run.registry import RunRegistry, find_run
 
     registry = RunRegistry.open(find_run(runs, run))
     _show(registry)
@@ -70,7 +70,7 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from trainer.registry import RunRegistry, find_run
+    from trainer.run.registry import RunRegistry, find_run
 
     pair = [RunRegistry.open(find_run(runs, run)) for run in (first, second)]
     settings = [dict(_flat(registry.config().model_dump(mode="json"))) for registry in pair]
@@ -126,8 +126,8 @@ def _show(registry: Any) -> None:
 
 def _show_attempts(registry: Any, state: str) -> None:
     """Say of every attempt when and where it ran, with what, which steps it did, and why it ended."""
-    from trainer.amendments import changes
-    from trainer.events import read_events
+    from trainer.run.amendments import changes
+    from trainer.run.events import read_events
 
     events, attempts = read_events(registry.url), registry.attempts()
     before: dict[str, Any] | None = None
@@ -157,8 +157,8 @@ def _when(attempt: dict[str, Any]) -> str:
 
 def _show_picks(registry: Any) -> None:
     """Say how good the large losses of each epoch were as a detector of false negatives, where that is known."""
-    from trainer.events import read_events, step_history
     from trainer.report.facts import epochs
+    from trainer.run.events import read_events, step_history
 
     for epoch in epochs(step_history(read_events(registry.url))):
         if epoch.precision is not None:
@@ -170,8 +170,8 @@ def _show_picks(registry: Any) -> None:
 
 def overview(registry: Any) -> dict[str, Any]:
     """Return state, step, epoch, loss, best validation mAP and test mAP of a run."""
-    from trainer.events import read_events, step_history
-    from trainer.timing import TimeSplit
+    from trainer.run.events import read_events, step_history
+    from trainer.watch.timing import TimeSplit
 
     config, result = registry.config(), registry.result()
     steps = step_history(read_events(registry.url))

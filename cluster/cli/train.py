@@ -40,7 +40,7 @@ def train(
     from sharding import storage
     from sharding.index import read_labels, read_split
     from trainer.config import load_config
-    from trainer.registry import RunRegistry
+    from trainer.run.registry import RunRegistry
 
     settings = load_config(config, overrides or [], method)
     if go_on and storage.exists(storage.join(runs, settings.name, "run.json")):
@@ -66,7 +66,7 @@ def resume(
 
     Only settings that leave it the same run may change: epochs, workers.*, checkpoint.*, evaluate.*, loader.* ...
     """
-    from trainer.registry import RunRegistry, find_run
+    from trainer.run.registry import RunRegistry, find_run
 
     registry = RunRegistry.open(find_run(runs, run))
     result = registry.result()
@@ -90,7 +90,7 @@ def _go_on(registry: Any, settings: Any, address: str | None) -> None:
     import socket
     import time
 
-    from trainer.registry import LEASE_SECONDS, lease_is_alive
+    from trainer.run.registry import LEASE_SECONDS, lease_is_alive
 
     if registry.config() != settings:
         raise UserError(f"{registry.url} was made with other settings", "choose another name: name=...")
@@ -121,7 +121,7 @@ def _check_dataset(registry: Any) -> None:
 
 def _say_where(registry: Any) -> None:
     """Print which checkpoint the run will go on from, and which newer ones it cannot."""
-    from trainer.checkpoint import problems
+    from trainer.run.checkpoint import problems
 
     for manifest in reversed(registry.checkpoints()):
         damage = problems(registry.url, manifest)
@@ -136,7 +136,7 @@ def check(settings: Any) -> None:
     """Try out what a run will need: the other splits, the plan, the model with its weights."""
     from sharding.index import read_split
     from trainer.data.plan import SamplePlan
-    from trainer.model import build_model
+    from trainer.model.classifier import build_model
 
     splits = [settings.dataset.train, settings.dataset.validation, settings.dataset.test]
     indexes = [read_split(settings.dataset.path, split) for split in splits if split is not None]
@@ -154,8 +154,8 @@ def check(settings: Any) -> None:
 
 def run_and_print(registry: Any, address: str | None, take_over: bool = False) -> None:
     """Drive the run with a progress bar; raises UserError or exits with 130 when it does not finish."""
-    from cluster.local import ray_cluster
-    from cluster.preflight import check_cluster
+    from cluster.nodes.local import ray_cluster
+    from cluster.runs.preflight import check_cluster
     from sharding.index import read_split
 
     settings = registry.config()
@@ -182,7 +182,7 @@ def finish_run(runs: str, config: Any) -> Any:
     """
     from sharding import storage
     from sharding.index import read_split
-    from trainer.registry import RunRegistry
+    from trainer.run.registry import RunRegistry
 
     url = storage.join(runs, config.name)
     if storage.exists(storage.join(url, "run.json")):
@@ -211,7 +211,7 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from cluster.launch import drive
+    from cluster.runs.launch import drive
     from sharding.index import read_split
     from trainer.data.plan import SamplePlan
 

@@ -1,0 +1,1 @@
+"""Files that run a configuration on Compose, Kubernetes or a cloud."""

@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 
 from cluster.cli import main as cli
-from trainer.checkpoint import Snapshot, TrainingPosition, checkpoint_url, write_checkpoint
 from trainer.config import make_config
 from trainer.data.plan import PlanIdentity
-from trainer.model import build_model
-from trainer.registry import RunRegistry
+from trainer.model.classifier import build_model
+from trainer.run.checkpoint import Snapshot, TrainingPosition, checkpoint_url, write_checkpoint
+from trainer.run.registry import RunRegistry
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import yaml
 
 from cluster.cli import main as cli
 from sharding.errors import UserError
-from trainer.checkpoint import Snapshot, write_checkpoint
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import Snapshot, write_checkpoint
+from trainer.run.registry import RunRegistry
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -139,7 +139,7 @@ def test_weights_of_another_architecture_are_refused(
 ) -> None:
     from safetensors.torch import save_file
 
-    from trainer.backbones import SmallResNet
+    from trainer.model.backbones import SmallResNet
 
     save_file(SmallResNet(8).state_dict(), tmp_path / "wide.safetensors")
     runs = str(tmp_path / "runs")
@@ -160,10 +160,10 @@ def test_an_unwritable_runs_folder_is_found_before_training(
 def registry(config_file: Path, tmp_path: Path) -> RunRegistry:
     """A run with one committed checkpoint, made without training."""
     from sharding.index import read_split
-    from trainer.checkpoint import TrainingPosition
     from trainer.config import load_config
     from trainer.data.plan import SamplePlan
-    from trainer.model import build_model
+    from trainer.model.classifier import build_model
+    from trainer.run.checkpoint import TrainingPosition
 
     config = load_config(str(config_file))
     index = read_split(config.dataset.path, "train")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from cluster.cli.main import main
 from tests.trained_run import SINGLE, build_scenes, train_run
-from trainer.events import read_events, step_history
-from trainer.explain import sample_image
+from trainer.explain.maps import sample_image
 from trainer.report.facts import epochs
+from trainer.run.events import read_events, step_history
 
 
 @pytest.fixture(scope="module")

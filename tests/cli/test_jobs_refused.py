@@ -15,13 +15,13 @@ import pytest
 import ray
 import yaml
 
-from cluster.capacity import Need
 from cluster.cli import main as cli
-from cluster.connection import explain, reach
-from cluster.dashboard import dashboard_url, open_dashboard, read_token
-from cluster.job import check_version
-from cluster.nodes import await_room
-from cluster.submission import Job, next_id
+from cluster.jobs.dashboard import dashboard_url, open_dashboard, read_token
+from cluster.jobs.job import check_version
+from cluster.jobs.submission import Job, next_id
+from cluster.nodes.capacity import Need
+from cluster.nodes.connection import explain, reach
+from cluster.nodes.inventory import await_room
 from sharding.errors import UserError
 
 TOKEN = "s3cret-token-of-the-cluster"
@@ -174,7 +174,8 @@ def test_nodes_that_are_starting_are_waited_for(fake, monkeypatch):
     looks: list[float] = []
     nodes = fake.answers["/api/v0/nodes"] = {"data": {"result": {"result": [node]}}}
     monkeypatch.setattr(
-        "cluster.nodes.time.sleep", lambda _: (looks.append(0), nodes["data"]["result"]["result"].append(node))
+        "cluster.nodes.inventory.time.sleep",
+        lambda _: (looks.append(0), nodes["data"]["result"]["result"].append(node)),
     )
     await_room(open_dashboard(fake.url), Need(4, 1, 0, 1, 0), 60)
     assert len(looks) == 2

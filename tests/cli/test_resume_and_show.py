@@ -12,8 +12,8 @@ from cluster.cli import main as cli
 from sharding import storage
 from sharding.index import read_split
 from trainer.config import make_config
-from trainer.events import EventLog
-from trainer.registry import RunRegistry
+from trainer.run.events import EventLog
+from trainer.run.registry import RunRegistry
 
 
 @pytest.fixture

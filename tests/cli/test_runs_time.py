@@ -11,9 +11,9 @@ import pytest
 from cluster.cli import main as cli
 from sharding.index import read_split
 from trainer.config import make_config
-from trainer.events import EventLog
-from trainer.registry import RunRegistry
 from trainer.report import ReportRun, write_report
+from trainer.run.events import EventLog
+from trainer.run.registry import RunRegistry
 
 
 @pytest.fixture

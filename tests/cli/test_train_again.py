@@ -13,7 +13,7 @@ import yaml
 from cluster.cli import main as cli
 from sharding.index import read_split
 from trainer.config import load_config
-from trainer.registry import LEASE_SECONDS, RunRegistry
+from trainer.run.registry import LEASE_SECONDS, RunRegistry
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.metrics import METRICS, exported, values
-from trainer.telemetry import Telemetry
+from cluster.runs.metrics import METRICS, exported, values
+from trainer.watch.telemetry import Telemetry
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "deploy" / "grafana"
 DASHBOARD = json.loads((FOLDER / "boostlu.json").read_text())

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed.test_ranks import config_file, run  # noqa: F401 — a fixture
-from trainer.events import read_events, step_history
-from trainer.timing import StepMeter, TimeSplit
+from trainer.run.events import read_events, step_history
+from trainer.watch.timing import StepMeter, TimeSplit
 from trainer.world import World
 
 LATE = 0.3

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from trainer import checkpoint
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run import checkpoint
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:

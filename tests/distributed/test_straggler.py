@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trainer.events import read_events
+from trainer.run.events import read_events
 
 #: Rank 1 takes 0.6 s longer over its images than the other one.
 SLOW = """

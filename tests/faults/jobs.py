@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.bench.victims import family_of, kill
-from trainer.comparison import differences
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run.comparison import differences
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 
 BOOSTLU = [sys.executable, "-m", "cluster.cli.main"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -21,8 +21,8 @@ from tests.faults.jobs import (
     undisturbed,
     wait_until,
 )
-from trainer.events import read_events
-from trainer.registry import RunRegistry
+from trainer.run.events import read_events
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

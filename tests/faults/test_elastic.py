@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from tests.faults.jobs import ENVIRONMENT, TORCHRUN, start_training, steps_done, wait_until
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -116,7 +116,7 @@ def test_the_evaluator_goes_where_its_labels_say(cluster: Any) -> None:
     """A task with the options of an evaluation runs on the node that has the label, though the head is free."""
     import ray
 
-    from cluster.coordinator import evaluation_options
+    from cluster.runs.coordinator import evaluation_options
     from trainer.evaluation import EvaluateConfig
 
     node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", labels={"role": "evaluation"})

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from tests.faults.jobs import boostlu, start_training, undisturbed, wait_until
-from trainer.comparison import differences
-from trainer.events import read_events
-from trainer.registry import RunRegistry
+from trainer.run.comparison import differences
+from trainer.run.events import read_events
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.jobs import STEPS, assert_same_end, boostlu, kill_when, start_training, steps_done, undisturbed
-from trainer.registry import RunRegistry
+from trainer.run.registry import RunRegistry
 
 
 @pytest.mark.timeout(590)

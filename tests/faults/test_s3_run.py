@@ -13,7 +13,7 @@ import pytest
 from sharding import storage
 from tests.faults.flaky_s3 import FlakyS3, flaky_s3
 from tests.faults.jobs import BOOSTLU, ENVIRONMENT, assert_same_end, undisturbed, wait_until
-from trainer.registry import RunRegistry
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.dashboard import open_dashboard
-from cluster.nodes import read_nodes
+from cluster.jobs.dashboard import open_dashboard
+from cluster.nodes.inventory import read_nodes
 from sharding.errors import UserError
 from tests.hosts.lab import Lab, address
 

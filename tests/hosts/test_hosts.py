@@ -19,8 +19,8 @@ from tests.faults.jobs import BOOSTLU, assert_same_end, steps_done, undisturbed
 from tests.hosts import lab as containers
 from tests.hosts.cluster_of_hosts import HEAD, S3, URL, ClusterOfHosts, make_lab, wait_for
 from tests.hosts.lab import address
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1200)]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.dashboard import open_dashboard
-from cluster.nodes import read_nodes
+from cluster.jobs.dashboard import open_dashboard
+from cluster.nodes.inventory import read_nodes
 from sharding.errors import UserError
 
 BINARIES = Path(sys.executable).parent

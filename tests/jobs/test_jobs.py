@@ -14,8 +14,8 @@ import yaml
 from sharding import storage
 from tests.faults.jobs import BOOSTLU, assert_same_end, steps_done, undisturbed
 from tests.jobs.ray_head import RayHead, ray_head
-from trainer.events import read_events
-from trainer.registry import RunRegistry
+from trainer.run.events import read_events
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

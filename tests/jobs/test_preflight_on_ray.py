@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import ray_cluster
-from cluster.preflight import ask_nodes, check_cluster, checks_of, host_of
+from cluster.nodes.local import ray_cluster
+from cluster.runs.preflight import ask_nodes, check_cluster, checks_of, host_of
 from sharding.errors import UserError
 from sharding.index import read_split
 from trainer.config import make_config

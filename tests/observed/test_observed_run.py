@@ -18,13 +18,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics import METRICS, exported
+from cluster.runs.metrics import METRICS, exported
 from sharding.build import build_dataset
 from sharding.overlays import write_single_positive
 from tests.faults.jobs import BOOSTLU
 from tests.jobs.ray_head import RayHead, ray_head
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -17,9 +17,9 @@ import torch
 
 from sharding.errors import UserError
 from tests.attempts import attempt, start
-from trainer import checkpoint
-from trainer.backbones import read_state
 from trainer.config import load_config, make_config
+from trainer.model.backbones import read_state
+from trainer.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,10 +22,10 @@ from sharding.index import read_split
 from sharding.pool import inline
 from sharding.schema import INDEX, read_dataset_info
 from tests.unit.data.tiny_dataset import jpeg, write_dataset
-from trainer.checkpoint import Manifest, read_manifest
 from trainer.data.cache import CacheConfig
 from trainer.data.mapped import open_split
 from trainer.data.reader import ImageReader
+from trainer.run.checkpoint import Manifest, read_manifest
 
 SECRET = b"not for the dataset"
 

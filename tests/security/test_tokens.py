@@ -42,7 +42,7 @@ def test_with_that_mode_ray_does_not_start_without_a_token(tmp_path: Path) -> No
 
 
 def test_a_private_cluster_has_a_token_of_its_own_on_loopback() -> None:
-    from cluster import local
+    from cluster.nodes import local
 
     source = ast.parse(Path(local.__file__).read_text())
     keywords = {k.arg: ast.unparse(k.value) for n in ast.walk(source) if isinstance(n, ast.Call) for k in n.keywords}

@@ -11,9 +11,9 @@ import yaml
 
 from sharding.errors import UserError
 from sharding.schema import DatasetInfo, SplitInfo
-from trainer.amendments import changes, may_change
 from trainer.config import make_config
-from trainer.registry import RunRegistry
+from trainer.run.amendments import changes, may_change
+from trainer.run.registry import RunRegistry
 
 DATASET = DatasetInfo(name="d", classes=[], splits={"train": SplitInfo(samples=33, shards=[], index_sha256="0")})
 

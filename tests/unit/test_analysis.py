@@ -14,10 +14,10 @@ from sharding.errors import UserError
 from sharding.index import read_split
 from tests.html_page import Page, assert_stands_alone
 from tests.trained_run import SINGLE, build_scenes, train_run
-from trainer.analysis import PROFILE, compare, coverage, on_grid, rank_correlation, summary, view
-from trainer.explain import Explainer, sample_image
-from trainer.registry import RunRegistry
+from trainer.explain.analysis import PROFILE, compare, coverage, on_grid, rank_correlation, summary, view
+from trainer.explain.maps import Explainer, sample_image
 from trainer.report.analysis_page import render_analysis
+from trainer.run.registry import RunRegistry
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6))
@@ -126,7 +126,7 @@ def test_models_of_other_resolutions_are_compared_and_drawn(run: RunRegistry, da
 
 
 def test_without_boxes_the_page_says_so(run: RunRegistry, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.analysis.read_boxes", lambda *_: {})
+    monkeypatch.setattr("trainer.explain.analysis.read_boxes", lambda *_: {})
     both = compare(Explainer(run), Explainer(run), read_split(data, "test"), 4)
     numbers = summary(both)
     assert (numbers["with_boxes"], numbers["inside_first"], numbers["hit_chance"]) == (0, None, None)

@@ -12,11 +12,11 @@ import torch
 from sharding.errors import UserError
 from sharding.index import read_split
 from tests.attempts import ALONE, attempt, start
-from trainer import checkpoint
 from trainer.config import RunConfig, make_config
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import evaluate
-from trainer.events import read_events, step_history
+from trainer.run import checkpoint
+from trainer.run.coordination import RunCoordinator
+from trainer.run.events import read_events, step_history
 from trainer.step import NonFiniteLoss
 from trainer.training import train
 from trainer.world import World

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trainer.boostlu as module
+import trainer.model.boostlu as module
 from sharding.errors import UserError
-from trainer.boostlu import BoostLUHead, boostlu
+from trainer.model.boostlu import BoostLUHead, boostlu
 
 
 def plain_logits(head: BoostLUHead, features: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.capacity import Need, Node, holds_worker, room_for_workers, why_not
-from cluster.nodes import parse_nodes
+from cluster.nodes.capacity import Need, Node, holds_worker, room_for_workers, why_not
+from cluster.nodes.inventory import parse_nodes
 from trainer.config import make_config
 
 

@@ -14,10 +14,10 @@ import torch
 
 from sharding import storage
 from sharding.errors import UserError
-from trainer import checkpoint
-from trainer.checkpoint import Manifest, Snapshot, TrainingPosition
 from trainer.data.plan import PlanIdentity
-from trainer.registry import RunRegistry
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Manifest, Snapshot, TrainingPosition
+from trainer.run.registry import RunRegistry
 
 PLAN = PlanIdentity(dataset="f" * 64, split="train", seed=0, global_batch=4, lanes=2, window=8)
 
@@ -147,7 +147,7 @@ def test_a_storage_that_fails_for_a_while_costs_time_only(url: str, monkeypatch:
         plain(target, content)
 
     monkeypatch.setattr(storage, "write_atomic", flaky)
-    monkeypatch.setattr("trainer.checkpoint.time.sleep", waits.append)
+    monkeypatch.setattr("trainer.run.checkpoint.time.sleep", waits.append)
     manifest = checkpoint.write_checkpoint(url, snapshot())
     checkpoint.commit(url, manifest)
     assert waits == [0.5, 1, 0.5]
@@ -159,7 +159,7 @@ def test_a_storage_that_fails_for_ever_is_an_error(url: str, monkeypatch: pytest
         raise OSError("503 Slow Down")
 
     monkeypatch.setattr(storage, "write_atomic", broken)
-    monkeypatch.setattr("trainer.checkpoint.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("trainer.run.checkpoint.time.sleep", lambda _seconds: None)
     with pytest.raises(OSError, match="503"):
         checkpoint.write_checkpoint(url, snapshot())
     assert RunRegistry(url).checkpoints() == []

@@ -18,7 +18,7 @@ from sharding.schema import ClassInfo
 from tests.trained_run import build_scenes, train_run
 from trainer.classes import output_columns, require_same_classes
 from trainer.evaluation import evaluate
-from trainer.registry import RunRegistry
+from trainer.run.registry import RunRegistry
 
 ORDER = [7, 2, 9, 0]
 

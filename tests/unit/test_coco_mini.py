@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from trainer.config import load_config
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import evaluate
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run.coordination import RunCoordinator
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 from trainer.training import train
 from trainer.world import World
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.comparison import _equal
+from trainer.run.comparison import _equal
 
 
 @pytest.mark.parametrize(

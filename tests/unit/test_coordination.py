@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from cluster.coordinator import evaluation_options
+from cluster.runs.coordinator import evaluation_options
 from sharding.errors import UserError
 from sharding.schema import DatasetInfo, SplitInfo
-from trainer.checkpoint import Manifest
 from trainer.config import make_config
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import EvaluateConfig
-from trainer.registry import RunRegistry, StaleAttempt
+from trainer.run.checkpoint import Manifest
+from trainer.run.coordination import RunCoordinator
+from trainer.run.registry import RunRegistry, StaleAttempt
 
 DATASET = DatasetInfo(name="d", classes=[], splits={"train": SplitInfo(samples=33, shards=[], index_sha256="0")})
 

@@ -4,7 +4,7 @@ import uuid
 from pathlib import Path
 
 from sharding import storage
-from trainer.events import EventLog, read_events, step_history
+from trainer.run.events import EventLog, read_events, step_history
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:

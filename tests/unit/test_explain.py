@@ -13,11 +13,11 @@ from PIL import Image
 from sharding.errors import UserError
 from sharding.index import read_split
 from tests.trained_run import build_scenes, train_run
-from trainer.boxes import read_boxes
 from trainer.evaluation import load_model, score_split
-from trainer.explain import Explainer, best_or_last, class_numbers, probability, sample_image
-from trainer.overlay import draw_explanation, highest_attribution, overlay, score_text
-from trainer.registry import RunRegistry
+from trainer.explain.boxes import read_boxes
+from trainer.explain.maps import Explainer, best_or_last, class_numbers, probability, sample_image
+from trainer.explain.overlay import draw_explanation, highest_attribution, overlay, score_text
+from trainer.run.registry import RunRegistry
 
 
 @pytest.fixture(scope="module")

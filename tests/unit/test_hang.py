@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.hang import HangWatch
+from trainer.watch.hang import HangWatch
 
 STUCK = """
 import sys, time
-from trainer.hang import HangWatch
+from trainer.watch.hang import HangWatch
 
 def waits_for_ever():
     time.sleep(300)
@@ -32,7 +32,7 @@ def test_a_stuck_process_ends_and_leaves_its_stacks(tmp_path: Path) -> None:
 
 def test_patience_follows_the_median_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("trainer.hang.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("trainer.watch.hang.time.monotonic", lambda: clock[0])
     with HangWatch(str(tmp_path), 1, 0, seconds=60, factor=20) as watch:
         watch.beat()
         assert watch.patience() == 600  # nothing is known yet

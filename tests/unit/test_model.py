@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from sharding.errors import UserError
-from trainer.backbones import build_backbone
-from trainer.model import Classifier, ModelConfig, build_model
+from trainer.model.backbones import build_backbone
+from trainer.model.classifier import Classifier, ModelConfig, build_model
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cluster import network
+from cluster.runs import network
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from sharding.errors import UserError
 from trainer.microbatch import MicroBatches
-from trainer.model import ModelConfig, build_model
+from trainer.model.classifier import ModelConfig, build_model
 from trainer.optimization import (
     OptimizerConfig,
     batch_scale,

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import torch
 
-from trainer.pace import SAMPLES, Pace
-from trainer.timing import StepTimes
+from trainer.watch.pace import SAMPLES, Pace
+from trainer.watch.timing import StepTimes
 from trainer.world import World
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.checkpoint import Manifest
-from trainer.policies import (
+from trainer.run.checkpoint import Manifest
+from trainer.run.policies import (
     Failure,
     Scale,
     after_failure,

@@ -17,12 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sharding import storage
 from sharding.schema import DatasetInfo, SplitInfo
-from trainer import checkpoint
-from trainer.checkpoint import Manifest, Snapshot, TrainingPosition
 from trainer.config import make_config
-from trainer.coordination import RunCoordinator
 from trainer.data.plan import PlanIdentity
-from trainer.registry import RunRegistry, StaleAttempt
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Manifest, Snapshot, TrainingPosition
+from trainer.run.coordination import RunCoordinator
+from trainer.run.registry import RunRegistry, StaleAttempt
 
 DATASET = DatasetInfo(name="d", classes=[], splits={"train": SplitInfo(samples=33, shards=[], index_sha256="0")})
 PLAN = PlanIdentity(dataset="f" * 64, split="train", seed=0, global_batch=4, lanes=2, window=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight import Checks, checks_of, find_problems, raise_problems
+from cluster.runs.preflight import Checks, checks_of, find_problems, raise_problems
 from sharding.errors import UserError
 from sharding.index import read_split
 
@@ -63,7 +63,7 @@ def test_storage_that_cannot_be_written(checks: Checks, run: Path, monkeypatch: 
     def refuse(url: str, content: bytes) -> None:
         raise PermissionError("Access Denied")
 
-    monkeypatch.setattr("cluster.preflight.storage.write_atomic", refuse)
+    monkeypatch.setattr("cluster.runs.preflight.storage.write_atomic", refuse)
     [(problem, _)] = problems(checks)
     assert f"cannot write to {run}: PermissionError: Access Denied" in problem
 

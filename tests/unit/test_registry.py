@@ -15,9 +15,9 @@ import pytest
 from sharding import storage
 from sharding.errors import UserError
 from sharding.schema import DatasetInfo, SplitInfo
-from trainer.checkpoint import Manifest
 from trainer.config import make_config
-from trainer.registry import LEASE_SECONDS, RunRegistry, StaleAttempt, _started, lease_is_alive, list_runs
+from trainer.run.checkpoint import Manifest
+from trainer.run.registry import LEASE_SECONDS, RunRegistry, StaleAttempt, _started, lease_is_alive, list_runs
 
 DATASET = DatasetInfo(name="d", classes=[], splits={"train": SplitInfo(samples=33, shards=[], index_sha256="0")})
 CONFIG = make_config({"name": "one", "dataset": {"path": "/d"}})
@@ -98,7 +98,7 @@ def test_a_jump_of_the_clock_frees_no_living_driver_s_lease(
         lease = {"attempt": 1, "renewed": time.time(), "host": os.uname().nodename, "pid": other.pid}
         storage.write_json(registry.path("lease.json"), {**lease, "ticks": _started(other.pid)})
         now = time.time
-        monkeypatch.setattr("trainer.registry.time.time", lambda: now() + jump)
+        monkeypatch.setattr("trainer.run.registry.time.time", lambda: now() + jump)
         with pytest.raises(UserError, match=f"process {other.pid}"):
             registry.begin_attempt(2)
         other.communicate(b"\n")
@@ -117,7 +117,7 @@ def test_after_a_jump_of_another_host_s_clock_one_writer_is_left(
     assert lease is not None
     storage.write_json(registry.path("lease.json"), {**lease, "host": "another-host"})
     now = time.time
-    monkeypatch.setattr("trainer.registry.time.time", lambda: now() + jump)
+    monkeypatch.setattr("trainer.run.registry.time.time", lambda: now() + jump)
     new = registry.begin_attempt(2)
     with pytest.raises(StaleAttempt):
         registry.commit(old, manifest(2, old))
@@ -158,7 +158,7 @@ def test_a_storage_that_fails_for_a_while_loses_no_record(runs: str, monkeypatch
         plain(target, content)
 
     monkeypatch.setattr(storage, "write_atomic", flaky)
-    monkeypatch.setattr("trainer.checkpoint.time.sleep", waits.append)
+    monkeypatch.setattr("trainer.run.checkpoint.time.sleep", waits.append)
     registry.end_attempt(number, "failed", "boom")
     assert registry.attempts()[number]["reason"] == "boom"
     assert waits == [0.5, 1, 2, 4, 8]

@@ -17,14 +17,14 @@ from tests.html_page import Page, assert_stands_alone
 from tests.trained_run import SINGLE, build_scenes, train_run
 from trainer.config import RunConfig, make_config
 from trainer.evaluation import evaluate, load_model, score_split
-from trainer.explain import best_or_last
-from trainer.registry import RunRegistry
+from trainer.explain.maps import best_or_last
 from trainer.report import GalleryColumn, ReportRun, default_columns, write_report
 from trainer.report.charts import CLASSES_SHOWN, shown_classes
 from trainer.report.facts import epochs, gather
 from trainer.report.gallery import Choice, build_gallery, candidates, choose, choose_alone
 from trainer.report.page import differences
 from trainer.report.published import method, published_voc
+from trainer.run.registry import RunRegistry
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,18 @@ import pytest
 from PIL import Image
 
 from cluster.cli.reproduce import _config
-from cluster.published import TABLES, TITLES
-from cluster.reproduction import Contestant, Row, cells, comma_separated, contestants, header, markdown, plot, row
+from cluster.reproduction.published import TABLES, TITLES
+from cluster.reproduction.tables import (
+    Contestant,
+    Row,
+    cells,
+    comma_separated,
+    contestants,
+    header,
+    markdown,
+    plot,
+    row,
+)
 
 ROWS = [Row("an", "AN", [60.0, 62.0, 64.0], 64.92), Row("gr", "GR", [70.0], None)]
 

@@ -13,10 +13,10 @@ import pytest
 
 from sharding import storage
 from sharding.errors import UserError
-from trainer import checkpoint
-from trainer.coordination import RunCoordinator
-from trainer.events import read_events, step_history
-from trainer.registry import SCHEMA_VERSION, RunRegistry
+from trainer.run import checkpoint
+from trainer.run.coordination import RunCoordinator
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import SCHEMA_VERSION, RunRegistry
 
 GOLDEN = Path(__file__).parent / "golden"
 

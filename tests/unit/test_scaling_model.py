@@ -95,7 +95,7 @@ def test_one_gpu_is_perfectly_efficient_but_for_checkpoints() -> None:
 
 
 def test_the_constant_is_the_model_s_number_of_parameters() -> None:
-    from trainer.model import ModelConfig, build_model
+    from trainer.model.classifier import ModelConfig, build_model
 
     model = build_model(ModelConfig(backbone="resnet101", weights="none"), 5000, 0)
     assert sum(p.numel() for p in model.parameters()) == Constants().parameters

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from cluster import stopping
-from cluster.stopping import StopSignals
+from cluster.runs import stopping
+from cluster.runs.stopping import StopSignals
 
 
 def send(number: signal.Signals) -> None:

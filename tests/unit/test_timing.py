@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.telemetry import Totals
-from trainer.timing import StepMeter, StepTimes, TimeSplit, collective
+from trainer.watch.telemetry import Totals
+from trainer.watch.timing import StepMeter, StepTimes, TimeSplit, collective
 
 CPU = torch.device("cpu")
 

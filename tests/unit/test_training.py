@@ -10,12 +10,12 @@ import torch
 
 from sharding.index import read_labels, read_split
 from tests.attempts import ALONE, assert_same_end, attempt, last_model, losses, start
-from trainer import checkpoint
-from trainer.checkpoint import Manifest
 from trainer.config import make_config
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import evaluate
-from trainer.events import read_events, step_history
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Manifest
+from trainer.run.coordination import RunCoordinator
+from trainer.run.events import read_events, step_history
 from trainer.training import train
 
 OPTIONS = {

@@ -1,4 +1,4 @@
-"""The page about two models' explanations: charts and numbers of a :class:`~trainer.analysis.Comparison`."""
+"""The page about two models' explanations: charts and numbers of a :class:`~trainer.explain.analysis.Comparison`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.analysis import PROFILE, Comparison
+from trainer.explain.analysis import PROFILE, Comparison
 from trainer.report.svg import DASHES, MUTED, figure, series_colour, to_svg
 
 #: Measures that both models have: (key of the summary, what it is, how it is printed).

@@ -9,9 +9,9 @@ from typing import Any
 from sharding.errors import UserError
 from sharding.index import read_labels, read_split
 from trainer.config import RunConfig
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
-from trainer.timing import TimeSplit
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
+from trainer.watch.timing import TimeSplit
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 
 from sharding.index import SplitIndex, read_split
-from trainer.boxes import Boxes, read_boxes
 from trainer.classes import require_same_classes
 from trainer.data.reader import ImageReader
-from trainer.explain import Explainer, Explanation, image_batches
+from trainer.explain.boxes import Boxes, read_boxes
+from trainer.explain.maps import Explainer, Explanation, image_batches
 from trainer.metrics import average_precision
-from trainer.registry import RunRegistry
 from trainer.report.facts import ReportRun
+from trainer.run.registry import RunRegistry
 
 #: Images of the split that are scored to choose from, from its beginning: at most and at least so many, and between
 #: them as many as have this many pixels in all, so that large models on a CPU take minutes, not hours.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sharding import storage
 from sharding.errors import UserError
-from trainer.overlay import score_text
+from trainer.explain.overlay import score_text
 from trainer.report import charts, panels
 from trainer.report.facts import ReportRun, RunFacts, gather
 from trainer.report.gallery import Gallery, GalleryColumn, Progress, build_gallery

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from trainer.overlay import highest_attribution, overlay
+from trainer.explain.overlay import highest_attribution, overlay
 from trainer.report.gallery import Row
 
 #: Longer side of a panel in pixels; shown at about half that.

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from cluster.capacity import Need, Node, why_not
-from cluster.dashboard import Dashboard
+from cluster.jobs.dashboard import Dashboard
+from cluster.nodes.capacity import Need, Node, why_not
 from sharding.errors import UserError
 
 #: Seconds between looks at a cluster whose nodes are awaited.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from trainer.timing import StepTimes
+from trainer.watch.timing import StepTimes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def code_version() -> str:
         release = version("boostlu")
     except PackageNotFoundError:  # a source tree that was never installed
         release = "0"
-    return f"{release}+{digest(Path(__file__).resolve().parents[1])}"
+    return f"{release}+{digest(Path(__file__).resolve().parents[2])}"
 
 
 def digest(root: Path) -> str:

@@ -7,8 +7,8 @@
       config.yaml         the configuration as resolved
       lease.json          who drives the run now, renewed every few seconds
       attempts/0001.json  one a start, with its settings; 0001.end.json says how it ended
-      events/             see trainer.events
-      checkpoints/        see trainer.checkpoint
+      events/             see trainer.run.events
+      checkpoints/        see trainer.run.checkpoint
       evaluations/        CHECKPOINT.SPLIT.json
       result.json         best checkpoint and its test result; its presence = the run is finished
 
@@ -31,10 +31,10 @@ import yaml
 from sharding import storage
 from sharding.errors import UserError, did_you_mean
 from sharding.schema import DatasetInfo
-from trainer import checkpoint
-from trainer.amendments import changes, refuse_changes
-from trainer.checkpoint import Manifest, write_with_retries
 from trainer.config import RunConfig, make_config
+from trainer.run import checkpoint
+from trainer.run.amendments import changes, refuse_changes
+from trainer.run.checkpoint import Manifest, write_with_retries
 
 #: Raised when older code could no longer read a run rightly; a field that may be absent needs no new version. Who
 #: raises it makes ``RunRegistry.open`` bring older runs up to date, and adds a run of the new version to the tests.

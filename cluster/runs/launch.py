@@ -16,17 +16,17 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from cluster.coordinator import evaluation_options, start_coordinator
-from cluster.network import HostsTorchConfig
-from cluster.scaling import Growth, wait_for_workers
-from cluster.stopping import StopSignals
+from cluster.runs.coordinator import evaluation_options, start_coordinator
+from cluster.runs.network import HostsTorchConfig
+from cluster.runs.scaling import Growth, wait_for_workers
+from cluster.runs.stopping import StopSignals
 from sharding import storage
 from sharding.errors import UserError
-from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
-from trainer.policies import Failure, after_failure
-from trainer.registry import RunRegistry, StaleAttempt
-from trainer.telemetry import Telemetry
+from trainer.run.checkpoint import Manifest
+from trainer.run.policies import Failure, after_failure
+from trainer.run.registry import RunRegistry, StaleAttempt
+from trainer.watch.telemetry import Telemetry
 
 #: Seconds between a worker's reports to the coordinator, and so the delay of a stop request.
 REPORT_SECONDS = 0.5
@@ -59,7 +59,7 @@ def drive(
     """Run attempts until the run is finished, stopped by a signal, or not worth another try.
 
     The first SIGINT or SIGTERM stops training at a checkpoint, the second at once. Every attempt has as many workers
-    as the cluster has room for; see :mod:`cluster.scaling`.
+    as the cluster has room for; see :mod:`cluster.runs.scaling`.
     """
     config = registry.config()
     evaluation_options(config.evaluate)  # a wrong one is said now, not at the first evaluation
@@ -283,7 +283,7 @@ def describe(error: BaseException) -> str:
 
 
 def _failure(registry: RunRegistry, attempt: int, error: BaseException) -> Failure:
-    from trainer.events import read_events, step_history
+    from trainer.run.events import read_events, step_history
 
     steps = [e for e in step_history(read_events(registry.url)) if e["attempt"] == attempt]
     committed = [m.step for m in registry.checkpoints()]

@@ -1,4 +1,4 @@
-"""A run as a Ray job: what travels with it, and what its driver does on the cluster (``python -m cluster.job``)."""
+"""A run as a Ray job: what travels with it, and what its driver does there (``python -m cluster.jobs.job``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from cluster.code_version import code_version
+from cluster.jobs.code_version import code_version
 from sharding.errors import UserError
 from sharding.schema import Strict
 
@@ -20,7 +20,7 @@ class JobSpec(Strict):
     runs: str
     """Folder or URL that holds the runs, as the cluster sees it."""
     version: str
-    """The code that submitted the job; see :func:`cluster.code_version.code_version`."""
+    """The code that submitted the job; see :func:`cluster.jobs.code_version.code_version`."""
 
 
 def run_job(spec: JobSpec) -> None:

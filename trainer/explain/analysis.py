@@ -15,8 +15,8 @@ import torch
 
 from sharding.errors import UserError
 from sharding.index import SplitIndex
-from trainer.boxes import read_boxes
-from trainer.explain import Explainer, ImageBatch, image_batches
+from trainer.explain.boxes import read_boxes
+from trainer.explain.maps import Explainer, ImageBatch, image_batches
 
 #: Points of a map's profile: its values from the highest to the lowest, at equal steps.
 PROFILE = 51

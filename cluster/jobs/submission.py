@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.code_package import package
-from cluster.dashboard import Dashboard
-from cluster.job import VARIABLE, JobSpec
+from cluster.jobs.code_package import package
+from cluster.jobs.dashboard import Dashboard
+from cluster.jobs.job import VARIABLE, JobSpec
 from sharding.errors import UserError, did_you_mean
 
-ENTRYPOINT = "exec python -m cluster.job"
+ENTRYPOINT = "exec python -m cluster.jobs.job"
 #: How long a stopped job may take to reach a checkpoint before Ray kills it; Ray's own default is 3 seconds.
 STOP_SECONDS = 600
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import Snapshot
-from trainer.events import read_events, step_history
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import Snapshot
+from trainer.run.events import read_events, step_history
+from trainer.run.registry import RunRegistry
 
 #: Of each step's record: what the step computed, not how long it took.
 _HISTORY = ("step", "epoch", "loss", "lr", "picks", "picks_true", "grad_norm")

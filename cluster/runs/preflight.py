@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster import capacity
-from cluster.code_version import code_version
+from cluster.jobs.code_version import code_version
+from cluster.nodes import capacity
 from sharding import storage
 from sharding.errors import UserError
 from sharding.index import SplitIndex
@@ -38,7 +38,7 @@ class Checks(Strict):
     run: str
     """URL of the run's folder, which the driver has made."""
     version: str
-    """The driver's code; see :func:`cluster.code_version.code_version`."""
+    """The driver's code; see :func:`cluster.jobs.code_version.code_version`."""
 
 
 def check_cluster(run_url: str, config: RunConfig, index: SplitIndex) -> None:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from sharding.errors import UserError, did_you_mean
 from sharding.index import SplitIndex, read_split
-from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.data.augment import Augment
 from trainer.data.decode import CorruptImage, decode_rgb, squash
 from trainer.data.reader import ImageReader
 from trainer.evaluation import load_model
-from trainer.policies import best_checkpoint
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import Manifest
+from trainer.run.policies import best_checkpoint
+from trainer.run.registry import RunRegistry
 
 _BATCH = 32
 

@@ -10,13 +10,13 @@ import ray
 from ray._common.ray_option_utils import validate_label_selector
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.metrics import RunMetrics
+from cluster.runs.metrics import RunMetrics
 from sharding.errors import UserError
-from trainer.checkpoint import Manifest
-from trainer.coordination import RunCoordinator
 from trainer.evaluation import EvaluateConfig, evaluate
-from trainer.registry import RunRegistry
-from trainer.telemetry import Telemetry
+from trainer.run.checkpoint import Manifest
+from trainer.run.coordination import RunCoordinator
+from trainer.run.registry import RunRegistry
+from trainer.watch.telemetry import Telemetry
 
 
 @ray.remote(max_retries=0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.published import TABLES, TITLES
+from cluster.reproduction.published import TABLES, TITLES
 
 #: The convention of mAP that the published code uses; see trainer/metrics/averages.py.
 CONVENTION = "authors"

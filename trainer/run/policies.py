@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.checkpoint import Manifest
+from trainer.run.checkpoint import Manifest
 
 #: Waiting time before attempt n + 1 after n failures in a row: 1, 2, 4 ... seconds, at most this.
 LONGEST_BACKOFF_SECONDS = 60.0

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sharding.schema import Strict
-from trainer.backbones import build_backbone
-from trainer.boostlu import BoostLUHead
+from trainer.model.backbones import build_backbone
+from trainer.model.boostlu import BoostLUHead
 
 
 class ModelConfig(Strict):

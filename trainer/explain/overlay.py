@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trainer.explain import Explanation, probability
+from trainer.explain.maps import Explanation, probability
 
 #: The map is drawn where it is positive; this share of the image shines through where it is highest.
 _SHINES_THROUGH = 0.2

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.telemetry import Telemetry
+from trainer.watch.telemetry import Telemetry
 
 
 @dataclass(frozen=True)

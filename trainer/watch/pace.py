@@ -6,8 +6,8 @@ import socket
 from statistics import median_low
 from typing import Any
 
-from trainer.policies import stragglers
-from trainer.timing import StepTimes
+from trainer.run.policies import stragglers
+from trainer.watch.timing import StepTimes
 from trainer.world import World
 
 #: Ranks compare their times after so many steps in which the gradient exchange was timed, too.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.connection import explain, reach
+from cluster.nodes.connection import explain, reach
 from sharding.errors import UserError
 
 #: Set before Ray starts, so that its processes inherit it; what the user set already stays.

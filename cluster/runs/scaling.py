@@ -1,6 +1,6 @@
 """How many workers an attempt gets: as many as the cluster has room for, between ``workers.min`` and ``workers.num``.
 
-What to do is decided by :func:`trainer.policies.scale`; this file looks at the cluster and waits.
+What to do is decided by :func:`trainer.run.policies.scale`; this file looks at the cluster and waits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray._private.state import available_resources_per_node
 
-from cluster.capacity import Need, Node, room_for_workers
+from cluster.nodes.capacity import Need, Node, room_for_workers
 from trainer.config import RunConfig
-from trainer.policies import scale
+from trainer.run.policies import scale
 
 #: Less room than ``workers.num`` is believed after this time: a failed attempt's resources come free one by one.
 SHRINK_AFTER_SECONDS = 5.0

@@ -11,11 +11,11 @@ from typing import Any
 
 from sharding import storage
 from sharding.errors import UserError
-from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
-from trainer.events import EventLog
-from trainer.policies import best_checkpoint, next_evaluation, superfluous
-from trainer.registry import RunRegistry
+from trainer.run.checkpoint import Manifest
+from trainer.run.events import EventLog
+from trainer.run.policies import best_checkpoint, next_evaluation, superfluous
+from trainer.run.registry import RunRegistry
 
 _EVALUATE_AGAIN = "all checkpoints are kept; `boostlu resume` does the evaluations that are missing"
 

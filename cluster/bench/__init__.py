@@ -1,0 +1,1 @@
+"""Speed and memory, each beside a peer that is measured in the same run."""

@@ -1,0 +1,1 @@
+"""Runs from outside a cluster: what travels, what runs there, who may ask."""

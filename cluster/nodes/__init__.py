@@ -1,0 +1,1 @@
+"""The cluster itself: joining it, what it has, what would fit."""

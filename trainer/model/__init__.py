@@ -1,0 +1,1 @@
+"""The classifier: backbone, class-activation maps, BoostLU."""

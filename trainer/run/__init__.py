@@ -1,0 +1,1 @@
+"""What a run leaves on storage: its directory, checkpoints and events, and the rules about them."""
