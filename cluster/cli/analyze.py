@@ -53,16 +53,16 @@ def analyze(
 
 
 def print_summary(numbers: dict[str, Any], titles: tuple[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from cluster.cli.terminal import terminal
     from trainer.report.analysis_page import MEASURES
 
     table = Table("mean over present classes", *titles, "by chance", box=None, header_style="bold")
     for key, label, form in MEASURES:
         cells = [numbers.get(f"{key}_{which}") for which in ("first", "second", "chance")]
         table.add_row(label, *("–" if cell is None else form.format(cell) for cell in cells))
-    Console().print(table)
+    terminal().print(table)
     print(
         f"{numbers['objects']} present classes in {numbers['images']} images, boxes known for {numbers['with_boxes']}"
     )

@@ -139,8 +139,9 @@ def _show_model(gpus: tuple[int, ...], as_json: bool) -> None:
         estimates = [asdict(estimate(count, constants)) for count in gpus]
         print(json.dumps({"constants": asdict(constants), "estimates": estimates}, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from cluster.cli.terminal import terminal
 
     head, *rows = table(gpus)
     shown = Table(head[0], box=None, header_style="bold")
@@ -148,7 +149,7 @@ def _show_model(gpus: tuple[int, ...], as_json: bool) -> None:
         shown.add_column(title, justify="right")
     for row in rows:
         shown.add_row(*row)
-    Console().print(shown)
+    terminal().print(shown)
 
 
 @app.command()

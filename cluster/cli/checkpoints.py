@@ -20,8 +20,9 @@ def list_(run: Run, runs: Runs = "runs") -> None:
 
     Example:  boostlu checkpoints list digits-ll-r
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from cluster.cli.terminal import terminal
 
     registry = _open(run, runs)
     records = registry.evaluations(registry.config().dataset.validation)
@@ -31,7 +32,7 @@ def list_(run: Run, runs: Runs = "runs") -> None:
         score = records.get(manifest.name, {}).get("map")
         shown = "–" if score is None else f"{100 * score:.2f}"
         table.add_row(manifest.name, str(manifest.step), str(manifest.epoch), f"{size:.1f}", shown)
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command()

@@ -30,9 +30,9 @@ def status(
 
     Example:  boostlu cluster status configs/coco.yaml workers.num=8 workers.gpus=1 --address http://head:8265
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from cluster.cli.terminal import terminal
     from cluster.jobs.dashboard import open_dashboard
     from cluster.nodes.capacity import Need, why_not
     from cluster.nodes.inventory import read_nodes, read_used
@@ -44,7 +44,7 @@ def status(
     table = Table("node", "CPUs", "GPUs", box=None, header_style="bold")
     for node in nodes:
         table.add_row(node.host, f"{node.cpus:g}", f"{node.gpus:g}")
-    Console().print(table)
+    terminal().print(table)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     free = cpus - used.get("CPU", 0), gpus - used.get("GPU", 0)
     print(f"Ray {dashboard.ray_version}; free: {free[0]:g} of {cpus:g} CPUs, {free[1]:g} of {gpus:g} GPUs")

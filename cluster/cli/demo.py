@@ -108,8 +108,9 @@ def _boost_at_inference(registry: Any) -> dict[str, Any]:
 
 
 def _table(registries: list[Any], boosted: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from cluster.cli.terminal import terminal
 
     table = Table(header_style="bold")
     table.add_column("method", no_wrap=True)
@@ -122,7 +123,7 @@ def _table(registries: list[Any], boosted: dict[str, Any]) -> None:
         if method.run == "an":
             title, published = BOOSTED_AT_INFERENCE
             table.add_row(title, "", f"{100 * boosted['map']:.2f}", f"{published:.2f}")
-    Console().print(table)
+    terminal().print(table)
     print("one positive label an image, except full labels; the VOC column is for orientation, not for comparison")
 
 

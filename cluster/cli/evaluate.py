@@ -86,15 +86,16 @@ def choose_checkpoint(registry: Any, wanted: str) -> Any:
 
 
 def print_record(record: dict[str, Any], names: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from cluster.cli.terminal import terminal
 
     table = Table("class", "positives", "negatives", "AP", box=None, header_style="bold")
     for name, ap, positives, negatives in zip(
         names, record["ap"], record["positives"], record["negatives"], strict=True
     ):
         table.add_row(name, str(positives), str(negatives), "–" if ap is None else f"{100 * ap:.2f}")
-    Console().print(table)
+    terminal().print(table)
     print(f"checkpoint {record['checkpoint']} on {record['split']} (alpha {record['alpha']:g})")
     if record["map"] is None:
         print("no class has a positive; mAP is not defined")

@@ -55,11 +55,12 @@ def explain(
 
 
 def print_scores(explanation: Any, names: list[str], shown: list[int]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from cluster.cli.terminal import terminal
 
     table = Table("class", "logit", "probability", box=None, header_style="bold")
     for number in shown:
         logit, probability = explanation.logits[number], explanation.probabilities[number]
         table.add_row(names[number], f"{logit:.3f}", f"{100 * probability:.1f} %")
-    Console().print(table)
+    terminal().print(table)

@@ -75,8 +75,9 @@ def list_(address: Dashboard = DEFAULT) -> None:
 
     Example:  boostlu jobs list --address http://head:8265
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from cluster.cli.terminal import terminal
 
     found = _jobs(address).list()
     if not found:
@@ -87,7 +88,7 @@ def list_(address: Dashboard = DEFAULT) -> None:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started))
         took = f"{((job.ended or time.time()) - job.started) / 60:.1f} min"
         table.add_row(job.run, job.id, job.status.lower(), started, took, job.runs)
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command()

@@ -82,15 +82,15 @@ def _config(table: str, contestant: Contestant, seed: int, overrides: list[str])
 
 
 def _write(rows: list[Row], table: str, folder: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from cluster.cli.terminal import terminal
     from cluster.reproduction.tables import cells, comma_separated, header, markdown, plot
 
     shown = Table(*header(rows), header_style="bold")
     for one in rows:
         shown.add_row(*cells(one, rows))
-    Console().print(shown)
+    terminal().print(shown)
     for name, content in (("table.md", markdown(rows)), ("table.csv", comma_separated(rows))):
         storage.write_atomic(storage.join(folder, name), content.encode())
     storage.write_atomic(storage.join(folder, "plot.png"), plot(rows, table))

@@ -19,9 +19,9 @@ def list_(runs: Runs = "runs") -> None:
 
     Example:  boostlu runs list --runs s3://bucket/runs
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from cluster.cli.terminal import terminal
     from trainer.run.registry import list_runs
 
     found = list_runs(runs)
@@ -34,7 +34,7 @@ def list_(runs: Runs = "runs") -> None:
         table.add_row(
             registry.name, facts["state"], str(facts["step"]), _percent(facts["best"]), _percent(facts["test"])
         )
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command()
@@ -67,14 +67,14 @@ def compare(
 
     Example:  boostlu runs compare an ll-r-boostlu --runs demo/runs
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from cluster.cli.terminal import terminal
     from trainer.run.registry import RunRegistry, find_run
 
     pair = [RunRegistry.open(find_run(runs, run)) for run in (first, second)]
     settings = [dict(_flat(registry.config().model_dump(mode="json"))) for registry in pair]
-    console = Console()
+    console = terminal()
     table = Table("", pair[0].name, pair[1].name, box=None, header_style="bold")
     for key in sorted(settings[0].keys() | settings[1].keys()):
         if key != "name" and settings[0].get(key) != settings[1].get(key):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.cli.terminal import terminal
 from sharding import sources
 from sharding.build import BuildProgress
 from sharding.estimate import estimate
@@ -23,8 +24,8 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def console() -> Console:
     """Made for each use: it must write to the stdout of the moment."""
-    out = Console(highlight=False, soft_wrap=True)
-    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+    out = terminal(highlight=False, soft_wrap=True)
+    return out if out.is_terminal else terminal(highlight=False, soft_wrap=True, width=120)
 
 
 def size_text(count: float) -> str:
@@ -110,13 +111,13 @@ def show_sources(name: str | None) -> None:
     out = console()
     if name is None:
         for known in sources.SOURCES:
-            out.print(f"{known:14} {_first_line(sources.module(known).__doc__)}", markup=False)
+            out.print(f"{known:14} {_first_line(sources.module(known).__doc__)}")
         return
     module = sources.module(name)
-    out.print((module.__doc__ or "").strip(), markup=False)
+    out.print((module.__doc__ or "").strip())
     for key, about in sources.options_of(name).model_fields.items():
         default = "required" if about.is_required() else f"default {about.default!r}"
-        out.print(f"\n  {key} ({default})\n      {' '.join((about.description or '').split())}", markup=False)
+        out.print(f"\n  {key} ({default})\n      {' '.join((about.description or '').split())}")
 
 
 def _first_line(text: str | None) -> str:
@@ -131,7 +132,7 @@ def show_report(root: str, report: Report) -> None:
         out.print(f"{root} is sound: {done}")
         return
     for problem in report.problems:
-        out.print(f"  {problem.shard or problem.split or 'dataset'}: {problem.what}", markup=False)
+        out.print(f"  {problem.shard or problem.split or 'dataset'}: {problem.what}")
     out.print(f"{root}: {len(report.problems)} problems ({done})")
     if report.damaged_shards:
         out.print(f"to rebuild: {', '.join(report.damaged_shards)} (boostlu shards verify --repair --source ...)")

@@ -211,6 +211,7 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from cluster.cli.terminal import terminal
     from cluster.runs.launch import drive
     from sharding.index import read_split
     from trainer.data.plan import SamplePlan
@@ -226,7 +227,7 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
         TextColumn("loss {task.fields[loss]}  val mAP {task.fields[score]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, expand=True) as progress:
+    with Progress(*columns, console=terminal(), expand=True) as progress:
         total = settings.epochs * plan.steps_per_epoch
         task = progress.add_task(registry.name, total=total, loss="–", score="–")
 
@@ -240,7 +241,7 @@ def drive_with_progress(registry: Any, take_over: bool = False) -> Any:
                 said = time.monotonic()
 
         def log(line: str) -> None:
-            progress.console.print(line, markup=False)  # errors hold brackets that are no markup
+            progress.console.print(line, soft_wrap=True)
 
         outcome = drive(registry, watch, take_over, log)
         if outcome.outcome == "finished":
