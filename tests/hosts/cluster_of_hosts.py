@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from cluster.jobs.dashboard import open_dashboard
 from cluster.nodes.inventory import read_nodes
 from sharding.errors import UserError
+from tests.faults.jobs import BOOSTLU
 from tests.hosts.lab import Lab, address
 
 HEAD, STORAGE = 1, 9
@@ -52,11 +54,12 @@ class ClusterOfHosts:
         }  # fmt: skip
 
     def start_storage(self) -> None:
-        """An S3 server of this machine's Python, on a network of its own."""
+        """An S3 server of this machine's Python, on a network of its own; returns once the bucket is made."""
         self.lab.add_network(STORAGE)
         server = Path(sys.executable).parent / "moto_server"
         listen = ["--host", address(STORAGE), "--port", "5000"]
         self.lab.start("s3.log", ["ip", "netns", "exec", f"bl{STORAGE}", str(server), *listen])
+        wait_for(_bucket_is_made, "the S3 server")
 
     def add_hosts(self, *spare: int) -> None:
         for number in (HEAD, *self.workers, *spare):
@@ -89,9 +92,24 @@ class ClusterOfHosts:
         except UserError:
             return 0
 
+    def boostlu(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run a command of the project on this machine, as one with the cluster's token and the storage's keys."""
+        command = [*BOOSTLU, *map(str, arguments)]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
+
     def close(self) -> None:
         self.lab.close()
         shutil.rmtree(self.lab.shared, ignore_errors=True)
+
+
+def _bucket_is_made() -> bool:
+    import s3fs
+
+    try:
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("lab")
+    except OSError:
+        return False
+    return True
 
 
 def wait_for(ready: Callable[[], bool], what: str, seconds: float = 400) -> None:

@@ -172,15 +172,20 @@ class Lab:
                     continue
             time.sleep(0.1)
 
-    def runs(self, number: int, title: str) -> bool:
-        """Whether a process with ``title`` in its command line runs on a host."""
+    def processes(self, number: int, title: str) -> list[psutil.Process]:
+        """Return the processes of a host with ``title`` in their command line."""
+        found = []
         for member in self._members(number):
             try:
                 if title in " ".join(member.cmdline()):
-                    return True
+                    found.append(member)
             except psutil.NoSuchProcess:
                 continue
-        return False
+        return found
+
+    def sent(self, number: int) -> int:
+        """Return the bytes that a host has put on the wire so far; what its end of the cable sends, ours receives."""
+        return int(Path(f"/sys/class/net/bl{number}h/statistics/rx_bytes").read_text())
 
     def reaches(self, number: int) -> bool:
         """Whether a host is on the network."""

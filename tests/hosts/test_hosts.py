@@ -42,7 +42,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOfHosts
     try:
         made.start_storage()
         made.add_hosts(SPARE)
-        wait_for(bucket_is_made, "the S3 server")
         made.start_head()
         for number in made.workers:
             made.start_worker(number)
@@ -52,16 +51,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOfHosts
         made.close()
         for key, value in saved.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
-
-
-def bucket_is_made() -> bool:
-    import s3fs
-
-    try:
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("lab")
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +90,8 @@ def expected(config: Path) -> RunRegistry:
     return undisturbed(alone, config.parent / "alone", **S3)
 
 
-def boostlu(cluster: ClusterOfHosts, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*BOOSTLU, *map(str, arguments)]
-    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=600, check=False)
-
-
 def submit(cluster: ClusterOfHosts, config: Path, name: str, *more: str) -> RunRegistry:
-    done = boostlu(cluster, "submit", config, f"name={name}", "--runs", RUNS, "--address", URL, *more)
+    done = cluster.boostlu("submit", config, f"name={name}", "--runs", RUNS, "--address", URL, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     return RunRegistry(storage.join(RUNS, name))
 
@@ -117,7 +101,7 @@ def finish(cluster: ClusterOfHosts, registry: RunRegistry, seconds: float = 600)
     try:
         wait_for(lambda: registry.result() is not None, "the end of the run", seconds)
     except AssertionError:
-        print(boostlu(cluster, "jobs", "logs", registry.name, "--address", URL).stdout)
+        print(cluster.boostlu("jobs", "logs", registry.name, "--address", URL).stdout)
         raise
 
 
@@ -197,7 +181,7 @@ def test_a_host_without_access_is_named_before_training(cluster: ClusterOfHosts,
     cluster.start_worker(SPARE, AWS_ENDPOINT_URL=f"http://{address(SPARE)}:5000")
     try:
         cluster.await_nodes(4)
-        done = boostlu(cluster, "submit", config, "name=refused", "--runs", RUNS, "--address", URL, "--follow")
+        done = cluster.boostlu("submit", config, "name=refused", "--runs", RUNS, "--address", URL, "--follow")
     finally:
         cluster.lab.stop(SPARE)
     cluster.await_nodes(3)
@@ -213,7 +197,7 @@ def test_a_host_is_cut_off_for_good(cluster: ClusterOfHosts, config: Path, expec
     cluster.await_nodes(4)
     registry = submit(cluster, config, "cut")
     wait_for(lambda: steps_done(registry) >= 10 and bool(registry.checkpoints()), "step 10 and a checkpoint")
-    lost = next(number for number in (3, 2, SPARE) if cluster.lab.runs(number, "RayTrainWorker"))
+    lost = next(number for number in (3, 2, SPARE) if cluster.lab.processes(number, "RayTrainWorker"))
     cluster.lab.cut(lost)
     finish(cluster, registry)
     assert outcomes(registry) == ["failed", "finished"]
