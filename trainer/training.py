@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import asdict, replace
 
 import torch
 
 from sharding.errors import UserError
 from trainer.config import RunConfig
-from trainer.corrections import Corrections
 from trainer.data.loader import Batch, Corrupt, Loader, Request
 from trainer.data.plan import SamplePlan, rank_slots, training_schedule
 from trainer.data.transforms import image_transform
 from trainer.losses import Progress
 from trainer.optimization import lr_factor, set_learning_rate
 from trainer.parts import Parts, build_parts, restore
-from trainer.run.checkpoint import (
-    CheckpointConfig,
-    HostMemory,
-    Manifest,
-    Snapshot,
-    TrainingPosition,
-    write_checkpoint,
-)
-from trainer.run.events import EventLog, TensorBoard
+from trainer.run.checkpoint import Manifest, TrainingPosition
+from trainer.run.recorder import Recorder
 from trainer.run.registry import RunRegistry
-from trainer.step import StepResult, training_step
+from trainer.saving import CheckpointWriter
+from trainer.step import training_step
 from trainer.watch.hang import HangWatch
 from trainer.watch.pace import Pace
 from trainer.watch.profiling import StepProfiler
 from trainer.watch.telemetry import Telemetry, Totals, memory_bytes
-from trainer.watch.timing import StepMeter, StepTimes
+from trainer.watch.timing import StepMeter
 from trainer.world import World
-
-#: Of the thread that writes checkpoints.
-NICENESS = 10
 
 
 def train(
@@ -211,144 +197,3 @@ def _note_corrupt(
     known = known | {sample_id for sample_id, _, _ in found}
     parts.config.loader.check_corrupt(parts.index, known, Corrupt(*found[-1]))
     return known
-
-
-class Recorder:
-    """Events and TensorBoard scalars of the first rank; silent on the others."""
-
-    def __init__(self, registry: RunRegistry, attempt: int, world: World) -> None:
-        self._log = EventLog(registry.url, attempt, "train") if world.is_first else None
-        self._board = TensorBoard(registry.url, attempt) if world.is_first else None
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for sink in (self._log, self._board):
-            if sink is not None:
-                sink.close()
-
-    def event(self, event: str, **fields: object) -> None:
-        if self._log is not None:
-            self._log.write(event, **fields)
-
-    def step(self, step: int, epoch: int, lr: float, result: StepResult, times: StepTimes) -> None:
-        """Record one step."""
-        if self._log is None or self._board is None:
-            return
-        fields = {
-            "loss": result.loss,
-            "samples": result.samples,
-            "picks": result.picks,
-            "picks_true": result.picks_true,
-            "hidden": result.hidden,
-            "grad_norm": result.grad_norm,
-        }
-        self._log.write("step", step=step, epoch=epoch, lr=lr, **asdict(times), **fields)
-        scalars = {"train/loss": result.loss, "train/lr": lr, "train/grad_norm": result.grad_norm}
-        scalars["speed/samples_per_second"] = result.samples / (times.seconds + times.waited)
-        if result.picks:
-            scalars["train/picks"] = float(result.picks)
-        self._board.add(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
-
-    def sync(self) -> None:
-        """Let readers elsewhere see what was recorded so far."""
-        if self._log is not None and self._board is not None:
-            self._log.flush()
-            self._board.sync()
-
-
-class CheckpointWriter:
-    """Takes snapshots in the step loop and writes them from one background thread.
-
-    An error while writing surfaces at the next save, or at the end: a run never goes on for long without checkpoints.
-    """
-
-    def __init__(
-        self,
-        registry: RunRegistry,
-        commit: Callable[[Manifest], None],
-        recorder: Recorder,
-        in_background: bool,
-        timeout_minutes: float = CheckpointConfig().timeout_minutes,
-    ) -> None:
-        self._timeout = 60 * timeout_minutes
-        self._memory = HostMemory()
-        self._registry, self._commit, self._recorder = registry, commit, recorder
-        self._in_background = in_background
-        self._saved_at = time.monotonic()
-        #: Of the newest checkpoint: how long it held up the steps, and how long it took until it was committed.
-        self.stall_seconds: float | None = None
-        self.seconds: float | None = None
-        # Only this thread becomes nicer, where priorities are a thread's own (Linux): hashing yields to training.
-        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=os.nice, initargs=(NICENESS,))
-        self._pending: Future[None] | None = None
-
-    def busy(self) -> bool:
-        """Whether a save is still being written."""
-        return self._pending is not None and not self._pending.done()
-
-    def is_due(self, minutes: float | None) -> bool:
-        """Whether so many minutes have passed since the last checkpoint."""
-        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-
-    def settle(self, world: World, excuse: Callable[[], None] = lambda: None) -> None:
-        """Wait until the save before is written and raise what went wrong with it. Collective, with all ranks waiting
-        in step, so that each of them can ``excuse`` itself from the hang watch."""
-        pause = 0.005
-        while True:
-            late = self.busy() and time.monotonic() - self._saved_at > self._timeout
-            busy, given_up = world.sum([float(self.busy()), float(late)])
-            if given_up:
-                raise TimeoutError(f"a checkpoint was not written within {self._timeout / 60:g} minutes")
-            if not busy:
-                break
-            excuse()
-            time.sleep(pause)
-            pause = min(0.2, 2 * pause)
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def save(
-        self, parts: Parts, world: World, position: TrainingPosition, excuse: Callable[[], None] = lambda: None
-    ) -> None:
-        """Copy the state to host memory and return; the rest happens in the background. Collective."""
-        began = time.perf_counter()
-        if parts.corrections is not None:
-            parts.corrections.merge()
-        parts.loss.synchronize()
-        self.settle(world, excuse)
-        if not world.is_first:
-            return
-        self._saved_at = time.monotonic()
-        snapshot = Snapshot(
-            model=self._memory.copy(parts.model.state_dict(), "model"),
-            optimizer=self._memory.copy(parts.optimizer.state_dict(), "optimizer"),
-            average=self._memory.copy(parts.average.state_dict(), "average") if parts.average is not None else {},
-            loss=self._memory.copy(parts.loss.state_dict(), "loss"),
-            corrections=None,
-            position=position,
-        )
-        corrections = parts.corrections.frozen() if parts.corrections is not None else None
-        self._recorder.sync()
-        if self._in_background:
-            self._pending = self._thread.submit(self._write, snapshot, corrections, began)
-        else:
-            self._write(snapshot, corrections, began)
-        self.stall_seconds = time.perf_counter() - began
-
-    def _write(self, snapshot: Snapshot, corrections: Corrections | None, began: float) -> None:
-        if corrections is not None:  # sorting a large table takes seconds, so not in the step loop
-            snapshot = replace(snapshot, corrections=corrections.to_table())
-        self._commit(write_checkpoint(self._registry.url, snapshot))
-        self.seconds = time.perf_counter() - began
-
-    def __enter__(self) -> CheckpointWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """After an error a save under way may still be completed, and then be what the next attempt starts from."""
-        if self._pending is not None:
-            wait([self._pending], timeout=max(0.0, self._saved_at + self._timeout - time.monotonic()))
-        self._thread.shutdown(wait=False)

@@ -16,7 +16,7 @@ from trainer.model.classifier import ModelConfig, build_model
 from trainer.optimization import OptimizerConfig, build_optimizer
 from trainer.run.checkpoint import HostMemory, Snapshot, TrainingPosition, write_checkpoint
 from trainer.run.registry import RunRegistry
-from trainer.training import CheckpointWriter
+from trainer.saving import CheckpointWriter
 from trainer.world import World
 
 PLAN = PlanIdentity(dataset="0", split="train", seed=0, global_batch=16, lanes=8, window=4096)
