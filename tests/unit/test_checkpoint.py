@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -135,6 +136,14 @@ def test_the_next_copy_uses_the_memory_again_unless_the_shape_has_changed() -> N
     assert second["a"].data_ptr() == first["a"].data_ptr() != other["a"].data_ptr()
     assert second["a"].tolist() == [1, 1, 1]
     assert second["b"].tolist() == [1, 1, 1, 1]
+
+
+def test_no_scratch_space_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are serialised by way of a temporary file, where there is room for one."""
+    original = snapshot()
+    expected = checkpoint.write_checkpoint(str(tmp_path / "with"), original)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    assert checkpoint.write_checkpoint(str(tmp_path / "without"), original) == expected
 
 
 def test_a_storage_that_fails_for_a_while_costs_time_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

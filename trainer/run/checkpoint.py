@@ -22,17 +22,21 @@ import hashlib
 import io
 import json
 import pickle
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sharding import storage
@@ -151,13 +155,13 @@ def write_checkpoint(run_url: str, snapshot: Snapshot) -> Manifest:
     """Write all files of ``snapshot`` but the manifest, which the caller commits; return that manifest."""
     position = snapshot.position
     contents = {
-        "model.safetensors": save_safetensors({k: v.contiguous() for k, v in snapshot.model.items()}),
+        "model.safetensors": _safetensors_bytes(snapshot.model),
         "optimizer.pt": _torch_bytes(snapshot.optimizer),
         "state.json": (json.dumps(position.model_dump(), indent=2) + "\n").encode(),
     }
     for part, tensors in (("average", snapshot.average), ("loss", snapshot.loss)):
         if tensors:
-            contents[f"{part}.safetensors"] = save_safetensors({k: v.contiguous() for k, v in tensors.items()})
+            contents[f"{part}.safetensors"] = _safetensors_bytes(tensors)
     if snapshot.corrections is not None:
         contents["corrections.parquet"] = _parquet_bytes(snapshot.corrections)
     manifest = Manifest(
@@ -265,6 +269,18 @@ def read_checkpoint(run_url: str, manifest: Manifest) -> Snapshot:
         corrections = pq.read_table(pa.BufferReader(_verified(run_url, manifest, "corrections.parquet")))
     position = TrainingPosition.model_validate_json(_verified(run_url, manifest, "state.json"))
     return Snapshot(read_model(run_url, manifest), optimizer, average, loss, corrections, position)
+
+
+def _safetensors_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """Serialise by way of a file: ``safetensors.save`` keeps every other Python thread, and so the launching of GPU
+    kernels, waiting for 0.1 s per 100 MB; ``save_file`` does not, and takes a third of the time."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        with tempfile.TemporaryDirectory(prefix="boostlu-") as folder:
+            save_file(tensors, Path(folder) / "tensors")
+            return (Path(folder) / "tensors").read_bytes()
+    except (OSError, SafetensorError):  # no room for the detour
+        return save_safetensors(tensors)
 
 
 def _torch_bytes(value: Any) -> bytes:
