@@ -97,9 +97,10 @@ def submit(cluster: ClusterOfHosts, config: Path, name: str, *more: str) -> RunR
 
 
 def finish(cluster: ClusterOfHosts, registry: RunRegistry, seconds: float = 600) -> None:
-    """Wait for the result; attempts may fail on the way."""
+    """Wait for the result, and for the end of its attempt, which is noted after it; attempts may fail on the way."""
     try:
         wait_for(lambda: registry.result() is not None, "the end of the run", seconds)
+        wait_for(lambda: outcomes(registry)[-1] != "none", "the end of the last attempt", 60)
     except AssertionError:
         print(cluster.boostlu("jobs", "logs", registry.name, "--address", URL).stdout)
         raise
