@@ -13,8 +13,10 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cluster.nodes.capacity import Need, Node, room_for_workers
+from cluster.runs.head import Head
 from trainer.config import RunConfig
 from trainer.run.policies import scale
 
@@ -31,7 +33,11 @@ CONNECT_SECONDS = 1.0
 
 
 def free_nodes() -> list[Node]:
-    """Return what is free on each node that answers."""
+    """Return what is free on each node that answers.
+
+    Ray's public functions tell what is free on the whole cluster, or what each node has when nothing runs there; what
+    is free on each node only its developers' API does (Ray's own ``ray.util.tpu`` uses it too).
+    """
     free = available_resources_per_node()
     return [
         Node(node["NodeManagerAddress"], there.get("CPU", 0), there.get("GPU", 0))
@@ -56,25 +62,73 @@ def _need(config: RunConfig) -> Need:
     return replace(need, evaluator_cpus=0, evaluator_gpus=0) if config.evaluate.label_selector else need
 
 
-def wait_for_workers(config: RunConfig, log: Callable[[str], None], stopped: Callable[[], bool]) -> int | None:
-    """Wait until the cluster has room for an attempt; return its number of workers, None when ``stopped``."""
+def wait_for_workers(
+    config: RunConfig, log: Callable[[str], None], stopped: Callable[[], bool], head: Head
+) -> int | None:
+    """Wait until the cluster has room for an attempt; return its number of workers, None when ``stopped``.
+
+    Raises :class:`cluster.runs.head.HeadLost`.
+    """
     need, workers = _need(config), config.workers
     since = time.monotonic()
     said, before = since - SAY_SECONDS + SHRINK_AFTER_SECONDS, -1
-    while not stopped():
-        room, now = room_for_workers(need, free_nodes()), time.monotonic()
-        if room != before:
-            before, since = room, now
-        decision = scale(0, room, workers.least, workers.num, settled=now - since > SHRINK_AFTER_SECONDS)
-        if decision.action == "start":
-            if decision.workers < workers.num:
-                log(f"room for {room} of {workers.num} workers: going on with {decision.workers}")
-            return decision.workers
-        if now - said > SAY_SECONDS:
-            log(f"waiting: the cluster has room for {room} workers beside the evaluator, {workers.least} are needed")
-            said = now
-        time.sleep(POLL_SECONDS)
+    with Demand(need, workers.num) as demand:
+        while not stopped():
+            if not head.answers():  # whoever asks it what is free waits for ever
+                time.sleep(POLL_SECONDS)
+                continue
+            room, now = room_for_workers(need, free_nodes()), time.monotonic()
+            if room != before:
+                before, since = room, now
+            settled = now - since > SHRINK_AFTER_SECONDS
+            decision = scale(0, room, workers.least, workers.num, settled)
+            if decision.action == "start":
+                if decision.workers < workers.num:
+                    log(f"room for {room} of {workers.num} workers: going on with {decision.workers}")
+                return decision.workers
+            if settled:
+                demand.show()
+            if now - said > SAY_SECONDS:
+                there = f"the cluster has room for {room} workers beside the evaluator"
+                log(f"waiting: {there}, {workers.least} are needed")
+                said = now
+            time.sleep(POLL_SECONDS)
     return None
+
+
+class Demand:
+    """What an autoscaler sees of a run that waits: a placement group for its workers and its evaluator.
+
+    Once the group has its resources it is given up, so that the run finds them free: which workers start, and
+    where, is decided by what is free then.
+    """
+
+    def __init__(self, need: Need, workers: int) -> None:
+        shares = [(need.worker_cpus, need.worker_gpus)] * workers + [(need.evaluator_cpus, need.evaluator_gpus)]
+        self._bundles = [
+            bundle
+            for cpus, gpus in shares
+            if (bundle := {kind: amount for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount})
+        ]
+        self._group: PlacementGroup | None = None
+
+    def show(self) -> None:
+        """Ask for the resources, or give them up again where they have come."""
+        if self._group is None:
+            self._group = placement_group(self._bundles)
+        elif self._group.wait(0):
+            self.drop()
+
+    def drop(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def __enter__(self) -> Demand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drop()
 
 
 class Growth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,6 +23,8 @@ from cluster.jobs.dashboard import open_dashboard
 from cluster.nodes.inventory import read_nodes
 from sharding.errors import UserError
 
+#: What Ray's fake provider of nodes takes the head's to be.
+HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 BINARIES = Path(sys.executable).parent
 
 
@@ -46,8 +50,11 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(cpus: int = 3) -> Iterator[RayHead]:
-    """Start a head with ``cpus`` logical CPUs; yields once its dashboard takes jobs, ends all of its processes."""
+def ray_head(cpus: int = 3, autoscaling: dict[str, Any] | None = None) -> Iterator[RayHead]:
+    """Start a head with ``cpus`` logical CPUs; yields once its dashboard takes jobs, ends all of its processes.
+
+    autoscaling: node type → what it has, for an autoscaler whose nodes are processes of this machine.
+    """
     folder = Path(tempfile.mkdtemp(prefix="head", dir="/tmp"))  # Ray's socket paths must be short
     token_file = folder / "token"
     token_file.write_text(os.urandom(32).hex())
@@ -61,6 +68,16 @@ def ray_head(cpus: int = 3) -> Iterator[RayHead]:
         "--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", "200000000",
         "--dashboard-agent-listen-port", str(free_port()), "--temp-dir", str(folder / "ray"),
     ]  # fmt: skip
+    if autoscaling is not None:
+        (folder / "autoscaling.json").write_text(json.dumps(_autoscaling(autoscaling, head)))
+        command.append(f"--autoscaling-config={folder / 'autoscaling.json'}")
+        environment |= {
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE_ID,
+        }
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -69,6 +86,31 @@ def ray_head(cpus: int = 3) -> Iterator[RayHead]:
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _autoscaling(types: dict[str, Any], head: RayHead) -> dict[str, Any]:
+    """Return a configuration for Ray's own fake provider, which starts a node as processes beside the head."""
+    commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
+    lists = [*(f"{kind}_commands" for kind in commands), "cluster_synced_files", "rsync_exclude", "rsync_filter"]
+    return {
+        **{key: [] for key in lists},
+        "cluster_name": "fake",
+        "max_workers": sum(kind["max_workers"] for kind in types.values()),
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 10,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": head.address,
+            "head_node_id": HEAD_NODE_ID,
+            "launch_multiple": True,
+        },
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {"ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0}, **types},
+    }
 
 
 def free_port() -> int:
@@ -102,7 +144,9 @@ def _await_dashboard(head: RayHead, process: subprocess.Popen[bytes], log: Path)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=15)
     for member in alive:
