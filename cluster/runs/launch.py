@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,15 +11,16 @@ from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from cluster.runs.coordinator import evaluation_options, start_coordinator
+from cluster.runs.coordinator import describe_need, evaluation_options, start_coordinator
+from cluster.runs.head import Head, HeadLost
 from cluster.runs.network import HostsTorchConfig
-from cluster.runs.scaling import Growth, wait_for_workers
+from cluster.runs.scaling import SAY_SECONDS, Growth, wait_for_workers
 from cluster.runs.stopping import StopSignals
 from sharding import storage
 from sharding.errors import UserError
@@ -33,6 +35,8 @@ REPORT_SECONDS = 0.5
 LEASE_RENEWAL_SECONDS = 5.0
 #: How long the workers of a failed attempt get to end by themselves.
 WORKER_EXIT_SECONDS = 60.0
+#: An evaluation that has waited so long for its resources, the start of a process included, is worth a line.
+EVALUATION_WAITS_SECONDS = 20.0
 
 #: Seconds between the tries to read or write what attempts begin and end with: five minutes in all.
 STORAGE_WAITS = (1, 2, 4, 8, 15, 30, 60, 60, 60, 60)
@@ -59,20 +63,21 @@ def drive(
     """Run attempts until the run is finished, stopped by a signal, or not worth another try.
 
     The first SIGINT or SIGTERM stops training at a checkpoint, the second at once. Every attempt has as many workers
-    as the cluster has room for; see :mod:`cluster.runs.scaling`.
+    as the cluster has room for; see :mod:`cluster.runs.scaling`. When the cluster's head is lost the run ends.
     """
     config = registry.config()
     evaluation_options(config.evaluate)  # a wrong one is said now, not at the first evaluation
     failures: list[Failure] = []
     stopped_to_grow = 0
+    head = Head(ray.get_runtime_context().gcs_address, log)
     with StopSignals(config.workers.grace_seconds) as signals:
         while True:
-            workers = wait_for_workers(config, log, signals.__bool__)
+            workers = wait_for_workers(config, log, signals.__bool__, head)
             if workers is None:
                 return Outcome("interrupted")
             attempt = _patiently(signals, registry.begin_attempt, workers, take_over)
             growth = Growth(config, workers, again=workers <= stopped_to_grow)
-            outcome = _Attempt(registry, config, attempt, growth, watch, signals).run()
+            outcome = _Attempt(registry, config, attempt, growth, watch, signals, log, head).run()
             reason = describe(outcome.error) if outcome.error is not None else outcome.reason
             _patiently(signals, registry.end_attempt, attempt, outcome.outcome, reason)
             stopped_to_grow = workers if outcome.outcome == "resized" else 0
@@ -116,6 +121,10 @@ class _Attempt:
     growth: Growth
     watch: Watch
     signals: StopSignals
+    log: Callable[[str], None]
+    head: Head
+    said: float = -math.inf
+    """When (monotonic seconds) the user was last told that an evaluation waits."""
 
     def run(self) -> Outcome:
         """Return how it ended; never raises for what goes wrong inside it."""
@@ -137,7 +146,7 @@ class _Attempt:
         except (TrainingFailedError, RayError, UserError, StaleAttempt) as error:
             if self.signals:  # sent to the whole process group, a signal also ends a private cluster's own processes
                 return Outcome("interrupted")
-            if training is not None:
+            if training is not None and not isinstance(error, HeadLost):
                 # Workers without a coordinator fail at their next report; a new attempt needs their resources.
                 training.settle(WORKER_EXIT_SECONDS)
             return Outcome("failed", error=root_cause(error))
@@ -155,7 +164,9 @@ class _Attempt:
         while not work.wait(0.2):
             if self.signals.is_final():
                 raise KeyboardInterrupt
-            if growth is not None and more is None and status["training"]:  # until then their room looks free
+            there = self.head.answers()
+            # Until the workers train their room looks free.
+            if there and growth is not None and more is None and status["training"]:
                 more = growth.wanted(status["evaluating"])
             if (self.signals or more is not None) and not asked:
                 coordinator.request_stop.remote()
@@ -167,7 +178,18 @@ class _Attempt:
             if ray.wait([answer], timeout=1.0)[0]:
                 status = ray.get(answer)
                 self.watch(status)
+                self._say_if_an_evaluation_waits(status["evaluation_waits"])
         return more
+
+    def _say_if_an_evaluation_waits(self, seconds: float) -> None:
+        """One that no node can take holds up nothing but the end of the run, and that for as long as it may take."""
+        settings, now = self.config.evaluate, time.monotonic()
+        if seconds > EVALUATION_WAITS_SECONDS and now - self.said > SAY_SECONDS:
+            self.log(
+                f"an evaluation waits for a node with room for it ({describe_need(settings)}), "
+                f"{settings.timeout_minutes:g} minutes at most"
+            )
+            self.said = now
 
     def _renew_lease(self) -> None:
         """Storage that does not answer for a while is no reason to end a run; a newer attempt is."""
@@ -269,7 +291,8 @@ def root_cause(error: BaseException) -> BaseException:
         # When one worker fails the others fail for want of it: prefer the one that says what happened.
         return next((f for f in failures if isinstance(f, UserError)), failures[0])
     inner = getattr(error, "cause", None) or error.__cause__
-    if isinstance(inner, BaseException) and not isinstance(error, UserError):
+    # Ray's wrapper of a task's UserError is a UserError too, whose text is a traceback.
+    if isinstance(inner, BaseException) and (isinstance(error, RayTaskError) or not isinstance(error, UserError)):
         return root_cause(inner)
     return error
 
