@@ -47,14 +47,15 @@ def evaluate(
 
 def _evaluate_there(address: str, registry: Any, manifest: Any, split: str, overrides: list[str]) -> dict[str, Any]:
     """Evaluate as a task of the cluster at ``address``, with the CPUs and GPUs that ``evaluate`` names."""
-    import ray
-
     from cluster.nodes.local import ray_cluster
-    from cluster.runs.coordinator import evaluate_task, evaluation_options
-    from cluster.runs.launch import root_cause
 
     needs = registry.config(overrides).evaluate
     with ray_cluster(None if address == "local" else address, needs.cpus, needs.gpus):
+        import ray
+
+        from cluster.runs.coordinator import evaluate_task, evaluation_options
+        from cluster.runs.launch import root_cause
+
         task = evaluate_task.options(**evaluation_options(needs))
         try:
             return ray.get(task.remote(registry.url, manifest, split, tuple(overrides)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +25,10 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_KEEP_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOCAL_ENVIRONMENT = {
     # Ray otherwise replaces 127.0.0.1 by the host's outside address; a private cluster must stay on loopback.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _KEEP_LOOPBACK: "0",
     "GLOO_SOCKET_IFNAME": "lo",
     "RAY_AUTH_MODE": "token",
 }
@@ -45,6 +48,8 @@ def ray_cluster(address: str | None, cpus: float, gpus: float, verbose: bool = F
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if address:
         reach(address)
+    elif "ray" in sys.modules and os.environ[_KEEP_LOOPBACK] == "0" and not _keeps_loopback():
+        raise RuntimeError("Ray was imported before its settings were made; a private cluster would leave loopback")
     import ray
 
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -67,6 +72,13 @@ def ray_cluster(address: str | None, cpus: float, gpus: float, verbose: bool = F
         yield
     finally:
         ray.shutdown()
+
+
+def _keeps_loopback() -> bool:
+    """Whether Ray, which looks at its environment only when it is imported, takes 127.0.0.1 for what it says."""
+    from ray.util import get_node_ip_address
+
+    return ipaddress.ip_address(get_node_ip_address()).is_loopback
 
 
 def _check_resources(ray: Any, cpus: float, gpus: float) -> None:

@@ -51,6 +51,37 @@ def test_a_private_cluster_has_a_token_of_its_own_on_loopback() -> None:
     assert local._LOCAL_ENVIRONMENT["RAY_AUTH_MODE"] == "token"
 
 
+#: Stands for a run; when its URL is asked for, the cluster that evaluates it is there, and is looked at.
+LOOKS_AT_THE_CLUSTER = """
+from types import SimpleNamespace
+from cluster.cli.evaluate import _evaluate_there
+from trainer.evaluation import EvaluateConfig
+
+class Run:
+    def config(self, _):
+        return SimpleNamespace(evaluate=EvaluateConfig())
+
+    @property
+    def url(self):
+        import ray
+
+        print("nodes at", [node["NodeManagerAddress"] for node in ray.nodes()])
+        raise SystemExit
+
+_evaluate_there("local", Run(), None, "val", [])
+"""
+
+
+def test_the_cluster_of_evaluate_ray_local_stays_on_loopback() -> None:
+    """Ray must not be imported before its settings are made: it would listen where the whole network reaches it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKS_AT_THE_CLUSTER],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert "nodes at ['127.0.0.1']" in done.stdout, done.stderr
+
+
 def test_compose_wants_a_token_and_publishes_loopback_only() -> None:
     services = yaml.safe_load(rendered("compose")["compose.yaml"])["services"]
     ray_services = {name: s for name, s in services.items() if s.get("entrypoint") == ["ray"]}
