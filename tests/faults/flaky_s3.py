@@ -39,6 +39,16 @@ class FlakyS3:
         self.served: Counter[str] = Counter()
         self.lock = threading.Lock()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs in its environment to find the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
     def upload(self, folder: Path, bucket: str) -> str:
         """Create the bucket, copy all files of ``folder`` into it, and return its URL."""
         self._direct("PUT", f"/{bucket}")

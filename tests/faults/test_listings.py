@@ -23,12 +23,7 @@ storage.remove(f"{folder}/lease.json")
 
 def test_a_folder_that_was_listed_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with flaky_s3() as s3:
-        credentials = {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        for key, value in (credentials | {"AWS_ENDPOINT_URL": s3.endpoint}).items():
+        for key, value in s3.environment.items():
             monkeypatch.setenv(key, value)
         folder = storage.join(s3.upload(tmp_path, "listings"), "run")
         storage.write_atomic(f"{folder}/lease.json", b"{}")

@@ -21,18 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
     with flaky_s3() as server:
-        for key, value in credentials(server).items():
+        for key, value in server.environment.items():
             monkeypatch.setenv(key, value)
         yield server
-
-
-def credentials(server: FlakyS3) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
 
 
 def test_a_run_on_s3_is_the_run_on_disk(s3: FlakyS3, job_config: Path, tiny_dataset: Path, tmp_path: Path) -> None:
@@ -71,7 +62,7 @@ def start(s3: FlakyS3, name: str, config: Path, dataset: Path, tmp_path: Path) -
     with open(tmp_path / "log", "wb") as file:
         return subprocess.Popen(
             [*BOOSTLU, "train", str(config), *settings, "--runs", f"{runs}/all"],
-            env={**os.environ, **ENVIRONMENT, **credentials(s3)},
+            env={**os.environ, **ENVIRONMENT, **s3.environment},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
