@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Tally:
 def measure(minutes: float, seed: int, epochs: int = 20, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Disturb runs for ``minutes`` (the last one is brought to its end); return the figures."""
     rng, tally = random.Random(seed), Tally()
+    faults = drawn(rng)
     with tempfile.TemporaryDirectory(prefix="chaos") as folder:
         config = _job(Path(folder), epochs)
         say(f"seed {seed}; undisturbed run ...")
@@ -83,7 +84,7 @@ def measure(minutes: float, seed: int, epochs: int = 20, say: Callable[[str], No
         say(f"undisturbed run: {time.monotonic() - began:.0f} s")
         deadline = time.monotonic() + 60 * minutes
         while time.monotonic() < deadline:
-            run = DisturbedRun(config, Path(folder) / f"round-{tally.rounds}", rng, tally, deadline, say)
+            run = DisturbedRun(config, Path(folder) / f"round-{tally.rounds}", rng, faults, tally, deadline, say)
             if not run.go():
                 break
             found = differences(run.registry, reference)
@@ -91,6 +92,12 @@ def measure(minutes: float, seed: int, epochs: int = 20, say: Callable[[str], No
             tally.rounds += 1
             say(f"round {tally.rounds} is over: {'; '.join(found) or 'bitwise the undisturbed run'}")
     return tally.figures()
+
+
+def drawn(rng: random.Random) -> Iterator[str]:
+    """Yield faults for ever, in random order, each kind as often as any other."""
+    while True:
+        yield from rng.sample(FAULTS, len(FAULTS))
 
 
 def _job(folder: Path, epochs: int) -> Path:
@@ -134,10 +141,17 @@ class DisturbedRun:
     """One run from its start to its end, whatever happens to it."""
 
     def __init__(
-        self, config: Path, runs: Path, rng: random.Random, tally: Tally, deadline: float, say: Callable[[str], None]
+        self,
+        config: Path,
+        runs: Path,
+        rng: random.Random,
+        faults: Iterator[str],
+        tally: Tally,
+        deadline: float,
+        say: Callable[[str], None],
     ) -> None:
         self._config, self._runs, self._rng, self._tally, self._say = config, runs, rng, tally, say
-        self._deadline = deadline
+        self._faults, self._deadline = faults, deadline
         self.registry = RunRegistry(str(runs / "chaos"))
         runs.mkdir()
         self._log = open(runs / "log", "ab")  # noqa: SIM115 — closed by go()
@@ -148,7 +162,7 @@ class DisturbedRun:
         try:
             while self.registry.result() is None and time.monotonic() < self._deadline:
                 if self._trains(self._rng.randint(*STEPS_BETWEEN)):
-                    self._disturb(self._rng.choice(FAULTS))
+                    self._disturb(next(self._faults))
                 self._go_on()
             self._wait_until(lambda: self.registry.result() is not None, "result")
             self._job.wait(PATIENCE_SECONDS)
