@@ -76,7 +76,8 @@ def row(contestant: Contestant, table: str, results: Sequence[dict[str, Any]]) -
 
 
 def header(rows: Sequence[Row]) -> list[str]:
-    return ["method", "test mAP", "seeds", "published", *(f"{group} (published)" for group in _groups(rows))]
+    published = ["published"] if _compared(rows) else []
+    return ["method", "test mAP", "seeds", *published, *(f"{group} (published)" for group in _groups(rows))]
 
 
 def cells(one: Row, rows: Sequence[Row]) -> list[str]:
@@ -87,8 +88,13 @@ def cells(one: Row, rows: Sequence[Row]) -> list[str]:
         else "–"
         for name, published in zip(_groups(rows), [*one.published_groups, *[None] * len(_groups(rows))], strict=False)
     ]
-    published = "–" if one.published is None else f"{one.published:.2f}"
-    return [one.title, f"{one.mean:.2f} ± {one.deviation:.2f}", str(len(one.scores)), published, *groups]
+    published = ["–" if one.published is None else f"{one.published:.2f}"] if _compared(rows) else []
+    return [one.title, f"{one.mean:.2f} ± {one.deviation:.2f}", str(len(one.scores)), *published, *groups]
+
+
+def _compared(rows: Sequence[Row]) -> bool:
+    """Whether anything was published of what is in the table."""
+    return any(one.published is not None for one in rows)
 
 
 def _groups(rows: Sequence[Row]) -> list[str]:

@@ -80,6 +80,7 @@ def test_mean_and_sample_deviation() -> None:
     assert (ROWS[1].mean, ROWS[1].deviation) == (70.0, 0.0)
     assert "| AN | 62.00 ± 2.00 | 3 | 64.92 |" in markdown(ROWS)
     assert "| GR | 70.00 ± 0.00 | 1 | – |" in markdown(ROWS)
+    assert markdown(ROWS[1:]) == "| method | test mAP | seeds |\n| --- | --- | --- |\n| GR | 70.00 ± 0.00 | 1 |\n"
 
 
 def test_groups_stand_beside_the_published_ones() -> None:
