@@ -62,6 +62,8 @@ def explain(error: Exception, address: str | None) -> UserError:
         )
     if "token" in text.lower() or "uthenticat" in text:
         return UserError(f"{where} refuses this process: its token is missing or wrong", _TOKEN_REMEDY)
+    if "timed out during startup" in text:
+        return UserError(f"{where} was not up in time", "the machine is very busy: try again when it is less so")
     first = next(iter(text.strip().splitlines()), type(error).__name__)
     return UserError(f"cannot connect to {where}: {first}", _ADDRESS_REMEDY if address else "see the reason")
 

@@ -65,7 +65,7 @@ def ray_cluster(address: str | None, cpus: float, gpus: float, verbose: bool = F
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a start that takes too long is to Ray no more than that
         raise explain(error, address) from error
     try:
         _check_resources(ray, cpus, gpus)

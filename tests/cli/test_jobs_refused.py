@@ -249,6 +249,8 @@ def test_what_ray_says_on_joining():
     )
     said = str(explain(RuntimeError(mismatch), "h:6379"))
     assert "runs Ray 2.9.1, Python 3.10.2, this machine Ray 2.60.0, Python 3.11.9" in said
+    slow = Exception("The current node timed out during startup. This could happen because some of the raylet ...")
+    assert "a private Ray cluster was not up in time — the machine is very busy" in str(explain(slow, None))
     assert "token is missing or wrong" in str(explain(RuntimeError("InvalidAuthToken: ..."), "h:6379"))
     assert "cannot connect to the cluster at h:6379: strange" in str(
         explain(ConnectionError("strange\nmore"), "h:6379")
