@@ -49,9 +49,11 @@ def wait_until(process: subprocess.Popen[bytes], ready: Callable[[], bool], seco
         time.sleep(0.02)
 
 
-def boostlu(*arguments: str) -> subprocess.CompletedProcess[str]:
+def boostlu(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project to its end."""
-    return subprocess.run([*BOOSTLU, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    return subprocess.run(
+        [*BOOSTLU, *arguments], env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=280
+    )
 
 
 def start_training(config: Path, runs: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,32 +13,18 @@ import pytest
 import yaml
 
 from tests.faults.jobs import ENVIRONMENT, TORCHRUN, start_training, steps_done, wait_until
+from tests.faults.nodes import RAY, several_nodes
 from trainer.run.events import read_events, step_history
 from trainer.run.registry import RunRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-#: Environment of the cluster and of who connects to it: loopback, and a token.
-RAY = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-}
-
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head with room for one worker, on loopback and with a token; nodes can be added and removed."""
-    for name, value in RAY.items():
-        monkeypatch.setenv(name, value)
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
-    try:
+    """A head with room for one worker."""
+    with several_nodes(monkeypatch, head_cpus=1) as nodes:
         yield nodes
-    finally:
-        nodes.shutdown()
 
 
 @pytest.fixture
