@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before anything imports them: no usage reports, 127.0.0.1 is taken for what it says, and no display.
+# Before anything imports them: no usage reports, 127.0.0.1 is taken for what it says, clusters of the tests' own
+# process want a token, and no display.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # No deadlines: the machine may be busy, and a test's verdict must not depend on that. The quick profile repeats the
