@@ -72,6 +72,7 @@ _evaluate_there("local", Run(), None, "val", [])
 """
 
 
+@pytest.mark.slow
 def test_the_cluster_of_evaluate_ray_local_stays_on_loopback() -> None:
     """Ray must not be imported before its settings are made: it would listen where the whole network reaches it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
