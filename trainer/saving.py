@@ -23,7 +23,7 @@ from trainer.run.registry import RunRegistry
 from trainer.world import World
 
 #: Of the thread that writes checkpoints.
-NICENESS = 10
+NICENESS = 19
 
 
 class CheckpointWriter:

@@ -42,6 +42,23 @@ def test_a_part_of_the_job_is_killed(job_config: Path, tmp_path: Path, victim: s
     assert_same_end(registry, expected)
 
 
+def test_only_the_driver_is_killed(job_config: Path, tmp_path: Path) -> None:
+    """Its workers, still at work when the run is resumed, commit nothing any more and end by themselves."""
+    expected = undisturbed(job_config, tmp_path / "undisturbed")
+    registry = RunRegistry(str(tmp_path / "runs" / "tiny"))
+    step = random.randrange(2, STEPS - 6)
+    with start_training(job_config, tmp_path / "runs") as run:
+        wait_until(run, lambda: steps_done(registry) >= step)
+        family = family_of(run.pid)
+        run.kill()
+    resumed = boostlu("resume", "tiny", "--runs", str(tmp_path / "runs"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert list(registry.attempts()) == [1, 2], f"killed at step {step}"
+    assert_same_end(registry, expected)
+    _, alive = psutil.wait_procs(family, timeout=120)
+    assert not alive
+
+
 def test_a_worker_hangs(job_config: Path, tmp_path: Path) -> None:
     """Stopped by a signal it cannot handle, it answers nobody; the other worker ends itself, and the run goes on."""
     expected = undisturbed(job_config, tmp_path / "undisturbed")
